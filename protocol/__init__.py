@@ -1,0 +1,1 @@
+"""What travels between devices and server, and how: messages, codecs, signatures. No I/O."""

@@ -1,0 +1,25 @@
+"""Errors of the protocol: one root, so that a boundary can catch everything a peer may have caused."""
+
+
+class ProtocolError(Exception):
+    """Something that came from outside is not what the protocol allows."""
+
+
+class EncodingError(ProtocolError):
+    """Bytes are not the bounded, canonical encoding that was expected."""
+
+
+class SchemaError(ProtocolError):
+    """Decoded data do not have the expected fields, types or ranges."""
+
+
+class SignatureError(ProtocolError):
+    """A signature is missing, broken, or by another key."""
+
+
+class ArtifactError(ProtocolError):
+    """A package, chunk or archive does not match its manifest."""
+
+
+class DataError(ProtocolError):
+    """A recording or fleet description is malformed; the message names file, row and expectation."""

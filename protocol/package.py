@@ -1,0 +1,244 @@
+"""Model packages: one signed archive with everything that a device needs to learn a task.
+
+An archive is a ZIP of stored (uncompressed) members with fixed dates, so equal contents give equal bytes:
+
+    manifest.cose        COSE_Sign1 over the manifest, by the publisher's key
+    prefix.onnx          window -> features: the frozen part, run once per window
+    step.onnx            (adapter, features, labels, weights) -> (loss, gradient)
+    predict.onnx         (adapter, features) -> logits
+    adapter.safetensors  the initial adapter: one float32 vector named "adapter"
+
+Tensors of the graphs, all with a fixed batch of `manifest.batch` rows (short batches are padded with
+weight 0):
+
+    window    float32 [batch, channels, length]      features  float32 [batch, feature_size]
+    adapter   float32 [parameters]                   labels    int64   [batch]
+    weights   float32 [batch]                        loss      float32 []
+    gradient  float32 [parameters]                   logits    float32 [batch, classes]
+
+`loss` is the cross-entropy, summed with `weights` and divided by their sum; `gradient` is that of the loss.
+The manifest names the SHA-256 of every other member. This module works on bytes in memory.
+"""
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from protocol import cbor, records
+from protocol.errors import ArtifactError
+from protocol.input_schema import InputSchema, WindowSpec
+from protocol.signing import PrivateKey, PublicKey, sign, signed_payload, verify
+
+FORMAT_VERSION = 1
+MANIFEST, PREFIX, STEP, PREDICT, ADAPTER = (
+    "manifest.cose",
+    "prefix.onnx",
+    "step.onnx",
+    "predict.onnx",
+    "adapter.safetensors",
+)
+MEMBERS = (PREFIX, STEP, PREDICT, ADAPTER)
+MAX_PACKAGE_BYTES = 512 * 1024 * 1024
+MAX_MANIFEST_BYTES = 1024 * 1024
+MAX_PARAMETERS = 4_000_000
+CONTEXT = b"graftwork/1/package"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A named, contiguous part of the flat adapter vector (one per layer group)."""
+
+    name: str
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"segment {self.name!r}: expected a positive size, got {self.size}")
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the exported graphs are from PyTorch, measured at export (relative L2 errors)."""
+
+    loss: float
+    gradient: float
+    logits: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The signed description of a model package."""
+
+    format_version: int
+    name: str
+    """Human name, shown to operators."""
+    version: int
+    """Grows with every package of the same name."""
+    schema: InputSchema
+    window: WindowSpec
+    segments: tuple[Segment, ...]
+    batch: int
+    """Rows of every graph input."""
+    feature_size: int
+    """Width of the feature vector between prefix and step."""
+    backbone_sha256: bytes
+    """SHA-256 of prefix.onnx: the name of the backbone, and the key of the feature cache."""
+    files: dict[str, bytes]
+    """SHA-256 of every member but the manifest."""
+    parity: Parity
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What the exporter measured, e.g. held-out accuracy of the untouched backbone head."""
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if self.format_version != FORMAT_VERSION:
+            raise ValueError(f"format_version: expected {FORMAT_VERSION}, got {self.format_version}")
+        if not 1 <= self.parameters <= MAX_PARAMETERS:
+            raise ValueError(f"segments: expected 1 to {MAX_PARAMETERS} parameters, got {self.parameters}")
+        if not 1 <= self.batch <= 4096:
+            raise ValueError(f"batch: expected 1 to 4096, got {self.batch}")
+        if not 1 <= self.feature_size <= 16_000_000:
+            raise ValueError(f"feature_size: expected 1 to 16,000,000, got {self.feature_size}")
+        if set(self.files) < set(MEMBERS):
+            raise ValueError(f"files: expected at least {', '.join(MEMBERS)}")
+        if self.files[PREFIX] != self.backbone_sha256:
+            raise ValueError("backbone_sha256: expected the hash of prefix.onnx")
+
+    @property
+    def parameters(self) -> int:
+        """Length of the flat adapter vector."""
+        return sum(segment.size for segment in self.segments)
+
+    def slices(self) -> dict[str, slice]:
+        """Where each segment stands in the flat adapter vector."""
+        slices, start = {}, 0
+        for segment in self.segments:
+            slices[segment.name] = slice(start, start + segment.size)
+            start += segment.size
+        return slices
+
+
+@dataclass(frozen=True)
+class ModelPackage:
+    """An opened and checked package."""
+
+    manifest: Manifest
+    members: Mapping[str, bytes]
+    adapter: NDArray[np.float32]
+    """The initial adapter, float32 [parameters]."""
+    sha256: bytes
+    """Hash of the whole archive: the package's name on the wire."""
+
+
+def pack(manifest: Manifest, members: Mapping[str, bytes], key: PrivateKey) -> bytes:
+    """Write a signed archive.
+
+    Raises:
+        ArtifactError: `members` are not those of the manifest.
+    """
+    _check_members(manifest, members)
+    signed = sign(cbor.encode(records.to_numbered(manifest)), key, CONTEXT)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
+        for name, content in [(MANIFEST, signed), *sorted(members.items())]:
+            file.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
+    return archive.getvalue()
+
+
+def unpack(data: bytes, publisher: PublicKey | None) -> ModelPackage:
+    """Open an archive and check every byte of it against the signed manifest.
+
+    Args:
+        data: the archive.
+        publisher: who must have signed it; None skips the signature, for tools that only look.
+
+    Raises:
+        SignatureError: the manifest is not signed by `publisher`.
+        ArtifactError: the archive is malformed or does not match its manifest.
+    """
+    members = _read_archive(data)
+    signed = members.pop(MANIFEST, None)
+    if signed is None:
+        raise ArtifactError(f"not a model package: no {MANIFEST} inside")
+    if publisher is None:
+        payload = signed_payload(signed, limit=MAX_MANIFEST_BYTES)
+    else:
+        payload = verify(signed, publisher, CONTEXT, limit=MAX_MANIFEST_BYTES)
+    manifest = records.from_numbered(Manifest, cbor.decode(payload, limit=MAX_MANIFEST_BYTES))
+    _check_members(manifest, members)
+    adapter = read_adapter(members[ADAPTER], manifest.parameters)
+    return ModelPackage(manifest, members, adapter, hashlib.sha256(data).digest())
+
+
+def write_adapter(adapter: NDArray[np.float32]) -> bytes:
+    """Serialise a flat adapter vector as safetensors."""
+    return safetensors.numpy.save({"adapter": np.ascontiguousarray(adapter, np.float32)})
+
+
+def read_adapter(data: bytes, parameters: int) -> NDArray[np.float32]:
+    """Read a flat adapter vector, float32 [parameters], from safetensors.
+
+    Raises:
+        ArtifactError: the file is malformed or holds another shape or type.
+    """
+    try:
+        tensors = safetensors.numpy.load(data)
+    except (SafetensorError, ValueError) as error:
+        raise ArtifactError(f"malformed safetensors: {error}") from error
+    adapter = tensors.get("adapter")
+    if adapter is None or adapter.dtype != np.float32 or adapter.shape != (parameters,):
+        raise ArtifactError(f"expected one tensor 'adapter', float32 [{parameters}]")
+    if not np.isfinite(adapter).all():
+        raise ArtifactError("the adapter holds NaN or infinite values")
+    return adapter
+
+
+def _read_archive(data: bytes) -> dict[str, bytes]:
+    if len(data) > MAX_PACKAGE_BYTES:
+        raise ArtifactError(f"expected at most {MAX_PACKAGE_BYTES} bytes, got {len(data)}")
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as file:
+            infos = file.infolist()
+            for info in infos:
+                # Stored members cannot unfold into more bytes than the archive has.
+                if info.compress_type != zipfile.ZIP_STORED or info.file_size > len(data):
+                    raise ArtifactError(f"member {info.filename!r}: expected a stored member")
+            if len({info.filename for info in infos}) != len(infos):
+                raise ArtifactError("a member stands in the archive twice")
+            return {info.filename: file.read(info) for info in infos}
+    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, OSError, RuntimeError) as error:
+        raise ArtifactError(f"not a readable archive: {error}") from error
+
+
+def _check_members(manifest: Manifest, members: Mapping[str, bytes]) -> None:
+    if set(members) != set(manifest.files):
+        odd = sorted(set(members) ^ set(manifest.files))[0]
+        raise ArtifactError(f"member {odd!r} is missing or not in the manifest")
+    for name, digest in manifest.files.items():
+        found = hashlib.sha256(members[name]).digest()
+        if found != digest:
+            raise ArtifactError(f"member {name!r}: expected SHA-256 {digest.hex()}, got {found.hex()}")
+
+
+__all__ = [
+    "ADAPTER",
+    "MEMBERS",
+    "PREDICT",
+    "PREFIX",
+    "STEP",
+    "Manifest",
+    "ModelPackage",
+    "Parity",
+    "Segment",
+    "pack",
+    "read_adapter",
+    "unpack",
+    "write_adapter",
+]
