@@ -1,0 +1,1 @@
+"""graftwork-server: opens rounds, aggregates updates, broadcasts releases; the operators' commands."""

@@ -1,0 +1,1 @@
+"""The link to the MQTT broker that agent and server share."""

@@ -1,0 +1,290 @@
+"""Adapters for any torch module: small trainable parts beside frozen layers, found by the layers' names.
+
+    adapted = insert(module, AdapterSpec("bottleneck", layers=("blocks.0",), head="head"), example)
+
+Three kinds:
+
+* bottleneck: after the layer, `y + up(relu(down(norm(y))))` (Houlsby et al., 2019);
+* lora: beside a linear or 1-D convolution layer, `y + up(down(x))` (Hu et al., 2021); with `freeze_a` only
+  `up` is trained, so that averages of adapters are exact (FFA-LoRA, Sun et al., 2024);
+* head: the layer's own parameters become trainable.
+
+Adapters hang on forward hooks: the user's module keeps its types, its attributes and its own forward code.
+Every kind starts as the identity. Nothing is traced or exported here.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.errors import AdapterError
+
+KINDS = ("bottleneck", "lora", "head")
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """Which layers of a module get which adapter."""
+
+    kind: str = "bottleneck"
+    """bottleneck, lora or head."""
+    layers: tuple[str, ...] = ()
+    """Names of the layers to adapt, as in `named_modules()`; empty for kind head."""
+    head: str | None = None
+    """Name of a layer that is trained as a whole, beside the adapters; usually the last one."""
+    rank: int = 16
+    """Width of the inner layer."""
+    freeze_a: bool = False
+    """LoRA only: keep the random projection `down` fixed."""
+    fresh_classes: int | None = None
+    """Replace the head by a new linear layer with as many outputs, for another task than it was trained on."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise AdapterError(f"adapter kind: expected one of {', '.join(KINDS)}, got {self.kind!r}")
+        if self.kind == "head" and (self.layers or not self.head):
+            raise AdapterError("adapter head: expected the name of the head, and no other layers")
+        if self.kind != "head" and not self.layers:
+            raise AdapterError(f"adapter {self.kind}: expected at least one layer to adapt")
+        if len(set(self.layers)) != len(self.layers) or self.head in self.layers:
+            raise AdapterError("layers: expected no name twice, and the head only as head")
+        if not 1 <= self.rank <= 4096:
+            raise AdapterError(f"rank: expected 1 to 4096, got {self.rank}")
+        if self.freeze_a and self.kind != "lora":
+            raise AdapterError(f"freeze_a: only for lora, got kind {self.kind!r}")
+        if self.fresh_classes is not None and (self.head is None or self.fresh_classes < 2):
+            raise AdapterError("fresh_classes: expected a head to replace and at least two classes")
+
+
+@dataclass(frozen=True)
+class TrainableSegment:
+    """Parameters that form one segment of the flat adapter vector, in order."""
+
+    name: str
+    parameters: tuple[str, ...]
+    """Names as in `named_parameters()` of the adapted module."""
+
+
+class AdaptedModule(nn.Module):
+    """A frozen module with its adapters; only the segments' parameters require a gradient."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        # A sibling of the user's module, never a child: a child of a Sequential would be run by it.
+        self.adapters = nn.ModuleList()
+        self.segments: tuple[TrainableSegment, ...] = ()
+
+    def forward(self, window: Tensor) -> Tensor:
+        """Map windows, float32 [batch, channels, length], to logits, float32 [batch, classes]."""
+        logits: Tensor = self.backbone(window)
+        return logits
+
+    def trainable(self) -> list[str]:
+        """Names of the trainable parameters, in the order of the flat adapter vector."""
+        return [name for segment in self.segments for name in segment.parameters]
+
+    def flat_adapter(self) -> Tensor:
+        """The flat adapter vector, float32 [parameters], detached."""
+        parameters = dict(self.named_parameters())
+        return torch.cat([parameters[name].detach().flatten() for name in self.trainable()])
+
+
+class Bottleneck(nn.Module):
+    """A residual bottleneck after a layer, along the layer's feature dimension."""
+
+    def __init__(self, width: int, rank: int, dimension: int) -> None:
+        super().__init__()
+        self.dimension = dimension
+        self.norm = nn.LayerNorm(width)
+        self.down = nn.Linear(width, rank)
+        self.up = nn.Linear(rank, width)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Map a layer's output to one of the same shape."""
+        rows = value.movedim(self.dimension, -1)
+        change = self.up(torch.relu(self.down(self.norm(rows))))
+        return value + change.movedim(-1, self.dimension)
+
+    def after(self, _layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Apply as a forward hook (a bound method, so that a deep copy binds the copied adapter)."""
+        adapted: Tensor = self(output)
+        return adapted
+
+
+class LowRank(nn.Module):
+    """A low-rank detour around a linear or convolution layer; `up` starts at zero."""
+
+    def __init__(self, layer: nn.Linear | nn.Conv1d, rank: int, *, freeze_a: bool) -> None:
+        super().__init__()
+        self.down: nn.Module
+        self.up: nn.Module
+        if isinstance(layer, nn.Linear):
+            self.down = nn.Linear(layer.in_features, rank, bias=False)
+            self.up = nn.Linear(rank, layer.out_features, bias=False)
+        else:
+            # The down projection sees what the layer sees; the up projection mixes its channels.
+            self.down = nn.Conv1d(
+                layer.in_channels, rank, layer.kernel_size[0], layer.stride[0], layer.padding,  # type: ignore[arg-type]
+                layer.dilation[0], bias=False, padding_mode=layer.padding_mode,
+            )  # fmt: skip
+            self.up = nn.Conv1d(rank, layer.out_channels, 1, bias=False)
+        nn.init.zeros_(self.up.weight)  # type: ignore[arg-type]  # both kinds of layer have one weight
+        self.freeze_a = freeze_a
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Map a layer's input to the change of its output."""
+        change: Tensor = self.up(self.down(value))
+        return change
+
+    def after(self, _layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Apply as a forward hook."""
+        change: Tensor = self(inputs[0])
+        return output + change
+
+
+def insert(module: nn.Module, spec: AdapterSpec, example: Tensor) -> AdaptedModule:
+    """Freeze a module and put adapters into it.
+
+    Args:
+        module: any module that maps windows to logits; it is changed in place (deep-copy it to keep it).
+        spec: what to put where.
+        example: a few windows, float32 [batch, channels, length], to learn the layers' widths from.
+
+    Returns:
+        The adapted module, in the same mode, with one segment per adapted layer and one for the head.
+
+    Raises:
+        AdapterError: a layer does not exist, cannot carry this kind of adapter or is not run.
+    """
+    if isinstance(module, AdaptedModule):
+        raise AdapterError("the module already has adapters", "insert them into the plain module")
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    adapted = AdaptedModule(module)
+    segments = []
+    if spec.kind == "lora":
+        _check_low_rank(module, spec.layers)
+    outputs = _outputs(module, spec.layers, example)
+    for index, name in enumerate(spec.layers):
+        layer = find_layer(module, name)
+        if spec.kind == "bottleneck":
+            adapter: Bottleneck | LowRank = _bottleneck(name, layer, outputs[name], spec.rank)
+        else:
+            assert isinstance(layer, (nn.Linear, nn.Conv1d))  # noqa: S101 - _check_low_rank, for the type checker
+            adapter = LowRank(layer, spec.rank, freeze_a=spec.freeze_a)
+        adapter.train(layer.training)
+        adapted.adapters.append(adapter)
+        layer.register_forward_hook(adapter.after)
+        parts = [
+            f"adapters.{index}.{part}"
+            for part, _ in adapter.named_parameters()
+            if not (spec.freeze_a and part.startswith("down."))
+        ]
+        segments.append(TrainableSegment(f"{name}.{spec.kind}", tuple(parts)))
+    if spec.head is not None:
+        segments.append(_head(adapted, spec.head, spec.fresh_classes))
+    adapted.segments = tuple(segments)
+    trainable = set(adapted.trainable())
+    for name, parameter in adapted.named_parameters():
+        parameter.requires_grad_(name in trainable)
+    return adapted
+
+
+def find_layer(module: nn.Module, name: str) -> nn.Module:
+    """Return the layer of that name.
+
+    Raises:
+        AdapterError: there is none; the message lists those that exist.
+    """
+    layers = dict(module.named_modules())
+    if name and name in layers:
+        return layers[name]
+    available = [known for known in layers if known]
+    shown = ", ".join(available[:40]) + (f" and {len(available) - 40} more" if len(available) > 40 else "")
+    raise AdapterError(f"no layer named {name!r}; the module has: {shown or 'no named layers'}")
+
+
+def _head(adapted: AdaptedModule, name: str, fresh_classes: int | None) -> TrainableSegment:
+    layer = find_layer(adapted.backbone, name)
+    if fresh_classes is not None:
+        if not isinstance(layer, nn.Linear):
+            raise AdapterError(f"head {name!r}: only a Linear can be replaced, got {type(layer).__name__}")
+        fresh = nn.Linear(layer.in_features, fresh_classes).train(layer.training)
+        parent, _, attribute = name.rpartition(".")
+        setattr(adapted.backbone.get_submodule(parent), attribute, fresh)
+        layer = fresh
+    parts = tuple(f"backbone.{name}.{part}" for part, _ in layer.named_parameters())
+    if not parts:
+        raise AdapterError(f"head {name!r}: a {type(layer).__name__} has no parameters to train")
+    return TrainableSegment(name, parts)
+
+
+def _bottleneck(name: str, layer: nn.Module, output: object, rank: int) -> Bottleneck:
+    if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() < 2:
+        raise AdapterError(
+            f"layer {name!r}: expected one tensor with at least two dimensions as its output, got "
+            f"{list(output.shape) if isinstance(output, Tensor) else type(output).__name__}",
+            "name another layer, e.g. the linear or convolution inside it",
+        )
+    convolutional = output.dim() == 4 or (
+        output.dim() > 2 and any(isinstance(part, CONVOLUTIONS) for part in _parts(layer))
+    )
+    dimension = 1 if convolutional else -1
+    return Bottleneck(output.shape[dimension], rank, dimension)
+
+
+def _parts(layer: nn.Module) -> Iterator[nn.Module]:
+    # Normalisation that follows convolutions works on the same layout.
+    for part in layer.modules():
+        yield part
+        if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            yield nn.Conv1d(1, 1, 1)
+
+
+def _check_low_rank(module: nn.Module, names: tuple[str, ...]) -> None:
+    for name in names:
+        layer = find_layer(module, name)
+        parent = module.get_submodule(name.rpartition(".")[0])
+        if isinstance(parent, nn.MultiheadAttention):
+            raise AdapterError(
+                f"layer {name!r}: nn.MultiheadAttention uses its weights without running the layer",
+                "write the attention with nn.Linear and scaled_dot_product_attention, or adapt another layer",
+            )
+        if not isinstance(layer, (nn.Linear, nn.Conv1d)) or getattr(layer, "groups", 1) != 1:
+            raise AdapterError(
+                f"layer {name!r}: lora fits an ungrouped Linear or Conv1d, got {type(layer).__name__}",
+                "use bottleneck, or name a layer inside it",
+            )
+
+
+def _outputs(module: nn.Module, names: tuple[str, ...], example: Tensor) -> dict[str, object]:
+    """Run the example once and keep what the named layers return."""
+    outputs: dict[str, object] = {}
+    hooks = []
+    for name in names:
+
+        def keep(_layer: nn.Module, _inputs: object, output: object, name: str = name) -> None:
+            if name in outputs:
+                raise AdapterError(
+                    f"layer {name!r} runs more than once per window",
+                    "an adapter belongs to one place: name a layer that runs once",
+                )
+            outputs[name] = output
+
+        hooks.append(find_layer(module, name).register_forward_hook(keep))
+    try:
+        with torch.no_grad():
+            module(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name in names:
+        if name not in outputs:
+            raise AdapterError(f"layer {name!r} is never run by the module's forward")
+    return outputs

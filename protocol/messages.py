@@ -1,0 +1,290 @@
+"""The messages between devices and server: one frozen dataclass each, checked when built.
+
+A message travels as CBOR map of numbered fields (see records.py: fields are only ever appended) inside a
+COSE_Sign1 envelope whose signature is bound to the topic. So the topic tells kind, federation, direction
+and device, and none of them can be changed on the way.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from protocol import cbor, records
+from protocol.artifacts import Artifact
+from protocol.signing import PrivateKey, PublicKey, sign, signed_payload, verify
+from protocol.topics import check_name, context
+
+Message = TypeVar("Message")
+
+VERDICTS = ("counted", "duplicate", "late", "refused")
+CHOICES = ("backbone", "local", "global", "personal")
+
+
+def _check_hash(name: str, value: bytes, *, empty: bool = False) -> None:
+    if len(value) != 32 and not (empty and not value):
+        raise ValueError(f"{name}: expected 32 bytes, got {len(value)}")
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise ValueError(f"{name}: expected {low} to {high}, got {value}")
+
+
+@dataclass(frozen=True)
+class TrainingPolicy:
+    """How every device of a federation trains, clips and quantises."""
+
+    optimizer: str = "adamw"
+    """"adamw" or "sgd"."""
+    learning_rate: float = 0.003
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    """Of "sgd" only."""
+    epochs: int = 5
+    """Passes over the labelled windows per release."""
+    balance_classes: bool = True
+    """Weight the windows so that every class counts the same."""
+    clipping_bound: float = 4.0
+    """Largest L2 norm of an update."""
+    step_ratio: float = 2.0
+    """Quantisation step in root mean squares of a segment's update."""
+    maximum_weight: int = 4096
+    """Most labelled windows that a device's update counts for."""
+    holdout_fraction: float = 0.3
+    """Share of the labelled windows, the latest, that a device keeps for its gate."""
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("adamw", "sgd"):
+            raise ValueError(f"optimizer: expected adamw or sgd, got {self.optimizer!r}")
+        _check_range("learning_rate", self.learning_rate, 1e-8, 10)
+        _check_range("weight_decay", self.weight_decay, 0, 1)
+        _check_range("momentum", self.momentum, 0, 0.9999)
+        _check_range("epochs", self.epochs, 1, 1000)
+        _check_range("clipping_bound", self.clipping_bound, 1e-4, 15)
+        _check_range("step_ratio", self.step_ratio, 0.01, 16)
+        _check_range("maximum_weight", self.maximum_weight, 1, 1 << 16)
+        _check_range("holdout_fraction", self.holdout_fraction, 0, 0.9)
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """up/{device}/state, retained: birth, last will, and every change of what a device runs."""
+
+    online: bool
+    session: int
+    """Start of the agent, Unix milliseconds: tells a new life from a late last will."""
+    public_key: bytes
+    agent_version: str = ""
+    package: bytes = b""
+    """SHA-256 of the installed package; empty while there is none."""
+    release: int = -1
+    """Number of the newest release that the device holds."""
+    labelled_windows: int = 0
+
+    def __post_init__(self) -> None:
+        _check_hash("public_key", self.public_key)
+        _check_hash("package", self.package, empty=True)
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """all/announcement, retained: the package that the federation runs, and how to train with it."""
+
+    version: int
+    """Grows with every push; a device never goes back."""
+    name: str
+    package: Artifact
+    training: TrainingPolicy
+
+    def __post_init__(self) -> None:
+        _check_range("version", self.version, 1, 1 << 40)
+
+
+@dataclass(frozen=True)
+class ChunkRequest:
+    """up/{device}/get: asks for chunks of an announced artifact."""
+
+    artifact: bytes
+    indices: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_hash("artifact", self.artifact)
+        _check_range("number of indices", len(self.indices), 1, 16)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """dn/{device}/chunk: one chunk of an artifact."""
+
+    artifact: bytes
+    index: int
+    data: bytes
+
+    def __post_init__(self) -> None:
+        _check_hash("artifact", self.artifact)
+
+
+@dataclass(frozen=True)
+class Round:
+    """all/round, retained: the round that is open."""
+
+    number: int
+    package: bytes
+    base: bytes
+    """SHA-256 of the release's adapter that updates must start from."""
+    cohort: tuple[str, ...]
+    """Devices that take part."""
+    deadline: float
+    """Unix seconds by the server's clock; for information, the server alone closes a round."""
+
+    def __post_init__(self) -> None:
+        _check_range("number", self.number, 1, 1 << 40)
+        _check_hash("package", self.package)
+        _check_hash("base", self.base)
+        for device in self.cohort:
+            check_name(device)
+
+
+@dataclass(frozen=True)
+class Update:
+    """up/{device}/update: what a device learned, relative to the release it started from."""
+
+    round: int
+    base: bytes
+    weight: int
+    """Labelled windows that it was trained on, at most the policy's maximum."""
+    steps: bytes
+    """Quantisation step of each segment (see quantisation.py)."""
+    body: bytes
+    """Entropy-coded symbols (see entropy_coding.py)."""
+    loss_before: float = 0.0
+    loss_after: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_range("round", self.round, 1, 1 << 40)
+        _check_hash("base", self.base)
+        _check_range("weight", self.weight, 1, 1 << 16)
+        _check_range("loss_before", self.loss_before, 0, 1e6)
+        _check_range("loss_after", self.loss_after, 0, 1e6)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """dn/{device}/receipt: the server's word on an update; only it clears the device's outbox."""
+
+    update: bytes
+    """SHA-256 of the update's envelope."""
+    round: int
+    verdict: str
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        _check_hash("update", self.update)
+        if self.verdict not in VERDICTS:
+            raise ValueError(f"verdict: expected one of {', '.join(VERDICTS)}, got {self.verdict!r}")
+
+
+@dataclass(frozen=True)
+class Release:
+    """all/release, retained: a numbered adapter."""
+
+    number: int
+    """Release 0 is the package's initial adapter; round n makes release n."""
+    package: bytes
+    parent: bytes
+    """SHA-256 of the adapter before; empty for release 0."""
+    adapter_sha256: bytes
+    """SHA-256 of the float32 little-endian bytes of the adapter: the release's name."""
+    body: bytes
+    """Those bytes, compressed with zlib."""
+    updates: int = 0
+    weight: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_range("number", self.number, 0, 1 << 40)
+        _check_hash("package", self.package)
+        _check_hash("parent", self.parent, empty=True)
+        _check_hash("adapter_sha256", self.adapter_sha256)
+
+
+@dataclass(frozen=True)
+class Report:
+    """up/{device}/report: how a device's gate decided on a release. No data, only verdict and figures."""
+
+    release: int
+    choice: str
+    """Which adapter the device uses now."""
+    holdout_windows: int = 0
+    gain: float = 0.0
+    """Held-out loss of the local adapter minus that of the chosen one."""
+    labelled_windows: int = 0
+    unlabelled_windows: int = 0
+    cpu_seconds: float = 0.0
+    peak_rss_bytes: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    problems: tuple[str, ...] = ()
+    """Recordings that could not be read, with the reason."""
+
+    def __post_init__(self) -> None:
+        if self.choice not in CHOICES:
+            raise ValueError(f"choice: expected one of {', '.join(CHOICES)}, got {self.choice!r}")
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """srv/state, retained: whether the server is there."""
+
+    online: bool
+    session: int
+
+
+LIMITS: dict[type, int] = {
+    DeviceState: 1024,
+    Announcement: 2 * 1024 * 1024,
+    ChunkRequest: 512,
+    Chunk: 16 * 1024 * 1024 + 256,
+    Round: 8 * 1024 * 1024,
+    Update: 16 * 1024 * 1024,
+    Receipt: 1024,
+    Release: 32 * 1024 * 1024,
+    Report: 16 * 1024,
+    ServerState: 256,
+}
+"""Largest payload of each message in bytes; a receiver may set a tighter one."""
+
+
+def seal(message: Any, key: PrivateKey, topic: str) -> bytes:
+    """Encode a message and sign it for `topic`."""
+    return sign(cbor.encode(records.to_numbered(message)), key, context(topic))
+
+
+def unseal(
+    kind: type[Message], envelope: bytes, key: PublicKey, topic: str, *, limit: int | None = None
+) -> Message:
+    """Check the size, signature and fields of a message, in this order.
+
+    Args:
+        kind: the message class expected on `topic`.
+        envelope: the bytes received.
+        key: whose signature is expected.
+        topic: where it was received.
+        limit: largest payload in bytes; the class's own limit when None.
+
+    Raises:
+        ProtocolError: too large, malformed, not signed by `key` for `topic`, or fields out of range.
+    """
+    bound = LIMITS[kind] if limit is None else limit
+    payload = verify(envelope, key, context(topic), limit=bound)
+    return records.from_numbered(kind, cbor.decode(payload, limit=bound))
+
+
+def peek(kind: type[Message], envelope: bytes) -> Message:
+    """Decode a message WITHOUT checking its signature, to learn which key a newcomer presents.
+
+    Raises:
+        ProtocolError: malformed, or fields out of range.
+    """
+    payload = signed_payload(envelope, limit=LIMITS[kind])
+    return records.from_numbered(kind, cbor.decode(payload, limit=LIMITS[kind]))

@@ -1,0 +1,75 @@
+"""MQTT topics of a federation.
+
+    fl/v1/{federation}/up/{device}/{state|update|report|get}     device -> server
+    fl/v1/{federation}/dn/{device}/{receipt|chunk}               server -> one device
+    fl/v1/{federation}/all/{announcement|round|release}          server -> every device, retained
+    fl/v1/{federation}/srv/state                                 server, retained
+
+The direction stands before the device, so that one pattern line of a broker's ACL covers all devices. The
+topic is also the context that a message's signature is bound to.
+"""
+
+import re
+from dataclasses import dataclass
+
+from protocol.errors import EncodingError
+
+PREFIX = "fl/v1"
+UP = ("state", "update", "report", "get")
+DOWN = ("receipt", "chunk")
+ALL = ("announcement", "round", "release")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it can stand as one topic level.
+
+    Raises:
+        ValueError: empty, longer than 64 characters, or with other characters than A-Z a-z 0-9 _ . -
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"expected 1 to 64 characters of A-Z a-z 0-9 _ . -, got {name!r}")
+    return name
+
+
+@dataclass(frozen=True)
+class Topics:
+    """The topics of one federation."""
+
+    federation: str
+
+    def __post_init__(self) -> None:
+        check_name(self.federation)
+
+    def up(self, device: str, kind: str) -> str:
+        """What `device` publishes; `device` may be "+" in a subscription."""
+        return f"{PREFIX}/{self.federation}/up/{device}/{kind}"
+
+    def down(self, device: str, kind: str) -> str:
+        """What only `device` reads."""
+        return f"{PREFIX}/{self.federation}/dn/{device}/{kind}"
+
+    def all(self, kind: str) -> str:
+        """What every device reads, retained."""
+        return f"{PREFIX}/{self.federation}/all/{kind}"
+
+    def server_state(self) -> str:
+        """Whether the server is there."""
+        return f"{PREFIX}/{self.federation}/srv/state"
+
+    def parse_up(self, topic: str) -> tuple[str, str]:
+        """Read (device, kind) from a topic that a device published to.
+
+        Raises:
+            EncodingError: not such a topic of this federation.
+        """
+        parts = topic.split("/")
+        match parts:
+            case ["fl", "v1", self.federation, "up", device, kind] if kind in UP and _NAME.fullmatch(device):
+                return device, kind
+        raise EncodingError(f"expected a topic {self.up('DEVICE', 'KIND')}, got {topic!r}")
+
+
+def context(topic: str) -> bytes:
+    """What a signature on a message of `topic` is bound to."""
+    return b"graftwork/1 " + topic.encode()

@@ -1,0 +1,173 @@
+"""Broker supervisor: runs an MQTT broker on loopback as a child process.
+
+The system's mosquitto when it is there; else amqtt, which is for trying out only: MQTT 3.1.1, and its queues
+do not survive a restart.
+"""
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from server.errors import ServerError
+
+MOSQUITTO_CONFIG = """\
+listener {port} 127.0.0.1
+allow_anonymous true
+persistence true
+persistence_location {directory}/
+autosave_on_changes true
+autosave_interval 1
+max_queued_messages 10000
+max_inflight_messages 64
+message_size_limit {message_size_limit}
+persistent_client_expiration 30d
+log_dest file {directory}/mosquitto.log
+log_type error
+log_type warning
+log_type notice
+"""
+AMQTT_CONFIG = """\
+listeners:
+  default:
+    type: tcp
+    bind: 127.0.0.1:{port}
+plugins:
+  amqtt.plugins.authentication.AnonymousAuthPlugin:
+    allow_anonymous: true
+"""
+START_SECONDS = 15
+
+
+def find_mosquitto() -> str | None:
+    """Path of the system's mosquitto, or None. Debian keeps it in sbin, off an ordinary user's PATH."""
+    return shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+
+def free_port() -> int:
+    """A loopback port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class BrokerSupervisor:
+    """Starts, restarts and stops a broker; use as a context manager."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        port: int | None = None,
+        kind: str | None = None,
+        message_size_limit: int = 40 * 1024 * 1024,
+    ) -> None:
+        """Choose the broker; `start` runs it.
+
+        Args:
+            directory: for its configuration, log and persistence.
+            port: loopback port; None takes a free one.
+            kind: "mosquitto" or "amqtt"; None takes mosquitto when there is one.
+            message_size_limit: largest payload in bytes (mosquitto only).
+        """
+        self.kind = kind or ("mosquitto" if find_mosquitto() else "amqtt")
+        self.port = port or free_port()
+        self._directory = directory
+        self._message_size_limit = message_size_limit
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def description(self) -> str:
+        """What an operator should know about this broker."""
+        if self.kind == "mosquitto":
+            return f"mosquitto on 127.0.0.1:{self.port}"
+        return (
+            f"amqtt on 127.0.0.1:{self.port} - for trying out only: MQTT 3.1.1, no durable queue "
+            "(install mosquitto for real use)"
+        )
+
+    @property
+    def log_file(self) -> Path:
+        """Where the broker's output goes."""
+        return self._directory / f"{self.kind}.log"
+
+    def start(self) -> None:
+        """Run the broker and wait until it takes connections.
+
+        Raises:
+            ServerError: it is not installed, or does not start; with what it printed.
+        """
+        self._directory.mkdir(parents=True, exist_ok=True)
+        command = self._mosquitto() if self.kind == "mosquitto" else self._amqtt()
+        with (self._directory / f"{self.kind}.out").open("ab") as out:
+            # Its own process group: Ctrl-C reaches the program first, which then stops the broker in order.
+            self._process = subprocess.Popen(  # noqa: S603 - a fixed command with our own configuration
+                command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                break
+            with socket.socket() as probe:
+                probe.settimeout(0.5)
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.05)
+        self.stop()
+        raise ServerError(f"{self.kind} did not start on port {self.port}; its output is in {self._directory}")
+
+    def stop(self) -> None:
+        """End the broker in good order, by force if it does not."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the broker as a power cut would."""
+        self._end(signal.SIGKILL)
+
+    def __enter__(self) -> "BrokerSupervisor":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(number)
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _mosquitto(self) -> list[str]:
+        binary = find_mosquitto()
+        if binary is None:
+            raise ServerError("mosquitto is not installed; on Debian: apt install mosquitto")
+        config = self._directory / "mosquitto.conf"
+        text = MOSQUITTO_CONFIG.format(
+            port=self.port,
+            directory=self._directory.resolve(),
+            message_size_limit=self._message_size_limit,
+        )
+        if os.geteuid() == 0:
+            text += "user root\n"  # else it drops to a user that cannot write the directory
+        config.write_text(text, "utf-8")
+        return [binary, "-c", str(config)]
+
+    def _amqtt(self) -> list[str]:
+        if importlib.util.find_spec("amqtt") is None:
+            raise ServerError(
+                'no broker: install mosquitto (Debian: apt install mosquitto) or amqtt (pip install "amqtt>=0.12")'
+            )
+        config = self._directory / "amqtt.yaml"
+        config.write_text(AMQTT_CONFIG.format(port=self.port), "utf-8")
+        return [sys.executable, "-m", "amqtt.scripts.broker_script", "-c", str(config)]
