@@ -13,8 +13,8 @@ Adapters hang on forward hooks: the user's module keeps its types, its attribute
 Every kind starts as the identity. Nothing is traced or exported here.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,10 @@ from torch import Tensor, nn
 from models.errors import AdapterError
 
 KINDS = ("bottleneck", "lora", "head")
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+CHANNELS_FIRST = (nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
+"""Layers that put the features in dimension 1."""
+CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
+"""Layers that put the features in the last dimension."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ def insert(module: nn.Module, spec: AdapterSpec, example: Tensor) -> AdaptedModu
     for index, name in enumerate(spec.layers):
         layer = find_layer(module, name)
         if spec.kind == "bottleneck":
-            adapter: Bottleneck | LowRank = _bottleneck(name, layer, outputs[name], spec.rank)
+            adapter: Bottleneck | LowRank = _bottleneck(name, *outputs[name], spec.rank)
         else:
             assert isinstance(layer, (nn.Linear, nn.Conv1d))  # noqa: S101 - _check_low_rank, for the type checker
             adapter = LowRank(layer, spec.rank, freeze_a=spec.freeze_a)
@@ -225,26 +228,15 @@ def _head(adapted: AdaptedModule, name: str, fresh_classes: int | None) -> Train
     return TrainableSegment(name, parts)
 
 
-def _bottleneck(name: str, layer: nn.Module, output: object, rank: int) -> Bottleneck:
+def _bottleneck(name: str, output: object, channels_first: bool, rank: int) -> Bottleneck:
     if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() < 2:
         raise AdapterError(
             f"layer {name!r}: expected one tensor with at least two dimensions as its output, got "
             f"{list(output.shape) if isinstance(output, Tensor) else type(output).__name__}",
             "name another layer, e.g. the linear or convolution inside it",
         )
-    convolutional = output.dim() == 4 or (
-        output.dim() > 2 and any(isinstance(part, CONVOLUTIONS) for part in _parts(layer))
-    )
-    dimension = 1 if convolutional else -1
+    dimension = 1 if output.dim() == 4 or (output.dim() == 3 and channels_first) else -1
     return Bottleneck(output.shape[dimension], rank, dimension)
-
-
-def _parts(layer: nn.Module) -> Iterator[nn.Module]:
-    # Normalisation that follows convolutions works on the same layout.
-    for part in layer.modules():
-        yield part
-        if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            yield nn.Conv1d(1, 1, 1)
 
 
 def _check_low_rank(module: nn.Module, names: tuple[str, ...]) -> None:
@@ -263,21 +255,31 @@ def _check_low_rank(module: nn.Module, names: tuple[str, ...]) -> None:
             )
 
 
-def _outputs(module: nn.Module, names: tuple[str, ...], example: Tensor) -> dict[str, object]:
-    """Run the example once and keep what the named layers return."""
-    outputs: dict[str, object] = {}
-    hooks = []
-    for name in names:
+def _outputs(
+    module: nn.Module, names: tuple[str, ...], example: Tensor
+) -> dict[str, tuple[object, bool]]:
+    """Run the example once; keep what the named layers return, and whether its features are dimension 1.
 
-        def keep(_layer: nn.Module, _inputs: object, output: object, name: str = name) -> None:
-            if name in outputs:
-                raise AdapterError(
-                    f"layer {name!r} runs more than once per window",
-                    "an adapter belongs to one place: name a layer that runs once",
-                )
-            outputs[name] = output
+    A tensor [batch, a, b] does not tell where its features are; the layer with weights that ran last does.
+    """
+    outputs: dict[str, tuple[object, bool]] = {}
+    channels_first = False
 
-        hooks.append(find_layer(module, name).register_forward_hook(keep))
+    def note_layout(layer: nn.Module, _inputs: object, _output: object) -> None:
+        nonlocal channels_first
+        if isinstance(layer, (*CHANNELS_FIRST, *CHANNELS_LAST)):
+            channels_first = isinstance(layer, CHANNELS_FIRST)
+
+    def keep(name: str, _layer: nn.Module, _inputs: object, output: object) -> None:
+        if name in outputs:
+            raise AdapterError(
+                f"layer {name!r} runs more than once per window",
+                "an adapter belongs to one place: name a layer that runs once",
+            )
+        outputs[name] = (output, channels_first)
+
+    hooks = [layer.register_forward_hook(note_layout) for layer in module.modules()]
+    hooks += [find_layer(module, name).register_forward_hook(partial(keep, name)) for name in names]
     try:
         with torch.no_grad():
             module(example)

@@ -8,23 +8,32 @@ folded stays as it is: evaluation BatchNorm can be exported, too.
 from collections import Counter
 from collections.abc import Collection, Iterator
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from models.errors import ExportError
 
 FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def fold_batch_norm(module: nn.Module, keep: Collection[str] = ()) -> int:
+def fold_batch_norm(module: nn.Module, example: Tensor, keep: Collection[str] = ()) -> int:
     """Fold BatchNorm layers in place; the module's function in evaluation mode does not change.
 
     Args:
         module: in evaluation mode.
+        example: a few windows, float32 [batch, channels, length], to check the result on.
         keep: names of layers that must stay as they are.
 
     Returns:
         How many were folded.
+
+    Raises:
+        ExportError: the folded module computes something else.
     """
+    with torch.no_grad():
+        expected = module(example)
     try:
         pairs = list(_traced_pairs(module))
     except Exception:  # noqa: BLE001 - a user's forward may fail under symbolic tracing in any way
@@ -40,11 +49,20 @@ def fold_batch_norm(module: nn.Module, keep: Collection[str] = ()) -> int:
             _replace(module, name, fuse(layer, norm))  # type: ignore[operator]  # a pair that fits, see above
             _replace(module, norm_name, nn.Identity())
             folded += 1
+    with torch.no_grad():
+        if folded and not torch.allclose(module(example), expected, rtol=1e-3, atol=1e-4):
+            raise ExportError(
+                "folding BatchNorm changed what the module computes",
+                "a BatchNorm reads another dimension than the layer before it writes; fold it by hand",
+            )
     return folded
 
 
 def _fits(layer: nn.Module, norm: nn.Module) -> bool:
-    if not isinstance(layer, FOLDABLE) or not isinstance(norm, NORMS):
+    # Exact types: a parametrised layer (weight norm) would lose its parametrisation.
+    if type(layer) not in FOLDABLE or not isinstance(norm, NORMS):
+        return False
+    if layer.weight.shape[0] != norm.num_features:
         return False
     # Without running statistics BatchNorm depends on the batch and cannot be folded.
     return not layer.training and not norm.training and norm.running_mean is not None

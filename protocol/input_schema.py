@@ -25,7 +25,7 @@ class InputSchema:
             raise ValueError("channels: expected at least one name and no name twice")
         reserved = {"label", "timestamp"} & set(self.channels)
         if reserved:
-            raise ValueError(f"channels: {sorted(reserved)[0]!r} is the name of a reserved column")
+            raise ValueError(f"channels: {min(reserved)!r} is the name of a reserved column")
         if not 0 < self.sample_rate_hz < 1e9:
             raise ValueError(f"sample_rate_hz: expected a positive number, got {self.sample_rate_hz}")
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):

@@ -5,12 +5,18 @@ COSE_Sign1 envelope whose signature is bound to the topic. So the topic tells ki
 and device, and none of them can be changed on the way.
 """
 
+import hashlib
 import math
+import zlib
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from protocol import cbor, records
 from protocol.artifacts import Artifact
+from protocol.errors import ArtifactError
 from protocol.signing import PrivateKey, PublicKey, sign, signed_payload, verify
 from protocol.topics import check_name, context
 
@@ -189,10 +195,10 @@ class Release:
     """all/release, retained: a numbered adapter."""
 
     number: int
-    """Release 0 is the package's initial adapter; round n makes release n."""
+    """Grows by one with every release, over all packages; a device never goes back."""
     package: bytes
     parent: bytes
-    """SHA-256 of the adapter before; empty for release 0."""
+    """SHA-256 of the adapter before; empty for a package's initial adapter."""
     adapter_sha256: bytes
     """SHA-256 of the float32 little-endian bytes of the adapter: the release's name."""
     body: bytes
@@ -253,6 +259,31 @@ LIMITS: dict[type, int] = {
     ServerState: 256,
 }
 """Largest payload of each message in bytes; a receiver may set a tighter one."""
+
+
+def adapter_bytes(adapter: NDArray[np.float32]) -> bytes:
+    """The bytes of an adapter that its SHA-256, and so the name of a release, is taken of."""
+    return np.ascontiguousarray(adapter, "<f4").tobytes()
+
+
+def release_adapter(release: Release, parameters: int) -> NDArray[np.float32]:
+    """Unpack the adapter of a release, float32 [parameters], and check it against the release's name.
+
+    Raises:
+        ArtifactError: another size, hash, or values that are not finite.
+    """
+    expected = 4 * parameters
+    inflater = zlib.decompressobj()
+    try:
+        raw = inflater.decompress(release.body, expected + 1)
+    except zlib.error as error:
+        raise ArtifactError(f"the release's body is not readable: {error}") from error
+    if len(raw) != expected or hashlib.sha256(raw).digest() != release.adapter_sha256:
+        raise ArtifactError("the release's body does not have the announced size and hash")
+    adapter = np.frombuffer(raw, "<f4").astype(np.float32)
+    if not np.isfinite(adapter).all():
+        raise ArtifactError("the release's adapter holds NaN or infinite values")
+    return adapter
 
 
 def seal(message: Any, key: PrivateKey, topic: str) -> bytes:

@@ -219,7 +219,7 @@ def _read_archive(data: bytes) -> dict[str, bytes]:
 
 def _check_members(manifest: Manifest, members: Mapping[str, bytes]) -> None:
     if set(members) != set(manifest.files):
-        odd = sorted(set(members) ^ set(manifest.files))[0]
+        odd = min(set(members) ^ set(manifest.files))
         raise ArtifactError(f"member {odd!r} is missing or not in the manifest")
     for name, digest in manifest.files.items():
         found = hashlib.sha256(members[name]).digest()

@@ -9,7 +9,7 @@ from typing import Any
 import cbor2
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cwt import COSE, COSEKey
 from cwt.exceptions import CWTError
 
@@ -32,7 +32,7 @@ class PublicKey:
         if len(raw) != 32:
             raise SignatureError(f"expected an Ed25519 public key of 32 bytes, got {len(raw)}")
         self.raw = raw
-        self._cose = COSEKey.new({1: 1, 3: -8, -1: 6, -2: raw})
+        self.cose = COSEKey.new({1: 1, 3: -8, -1: 6, -2: raw})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PublicKey) and other.raw == self.raw
@@ -67,7 +67,7 @@ class PrivateKey:
         public = Ed25519PrivateKey.from_private_bytes(raw).public_key()
         public_raw = public.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
         self.public = PublicKey(public_raw)
-        self._cose = COSEKey.new({1: 1, 3: -8, -1: 6, -2: public_raw, -4: raw})
+        self.cose = COSEKey.new({1: 1, 3: -8, -1: 6, -2: public_raw, -4: raw})
 
     def __repr__(self) -> str:
         return f"PrivateKey(of {self.public.raw.hex()})"
@@ -85,7 +85,9 @@ class PrivateKey:
 def sign(payload: bytes, key: PrivateKey, context: bytes) -> bytes:
     """Wrap `payload` in a COSE_Sign1 envelope that is bound to `context`."""
     envelope: bytes = COSE.new(alg_auto_inclusion=True).encode(
-        payload, key._cose, external_aad=context  # noqa: SLF001 - one module, two classes
+        payload,
+        key.cose,
+        external_aad=context,
     )
     return envelope
 
@@ -105,7 +107,7 @@ def verify(envelope: bytes, key: PublicKey, context: bytes, *, limit: int) -> by
     """
     signed_payload(envelope, limit=limit)
     try:
-        payload: Any = COSE.new().decode(envelope, key._cose, external_aad=context)  # noqa: SLF001
+        payload: Any = COSE.new().decode(envelope, key.cose, external_aad=context)
     except (CWTError, InvalidSignature, ValueError, TypeError, KeyError, cbor2.CBORError) as error:
         raise SignatureError("the signature does not match the expected key and context") from error
     if not isinstance(payload, bytes):

@@ -120,7 +120,9 @@ class BrokerSupervisor:
                     return
             time.sleep(0.05)
         self.stop()
-        raise ServerError(f"{self.kind} did not start on port {self.port}; its output is in {self._directory}")
+        raise ServerError(
+            f"{self.kind} did not start on port {self.port}; its output is in {self._directory}"
+        )
 
     def stop(self) -> None:
         """End the broker in good order, by force if it does not."""
@@ -166,7 +168,8 @@ class BrokerSupervisor:
     def _amqtt(self) -> list[str]:
         if importlib.util.find_spec("amqtt") is None:
             raise ServerError(
-                'no broker: install mosquitto (Debian: apt install mosquitto) or amqtt (pip install "amqtt>=0.12")'
+                "no broker: install mosquitto (Debian: apt install mosquitto), "
+                'or for trying out: pip install "amqtt>=0.12"'
             )
         config = self._directory / "amqtt.yaml"
         config.write_text(AMQTT_CONFIG.format(port=self.port), "utf-8")

@@ -26,7 +26,9 @@ log = logging.getLogger(__name__)
 SESSION_EXPIRY_SECONDS = 7 * 24 * 3600
 RECEIVE_MAXIMUM = 64
 EVENT_LIMIT = 4096
+CONNACK_SECONDS = 10
 _UNSUPPORTED_VERSION = (1, 0x84)
+MQTT_VERSIONS = ("auto", "5", "3.1.1")
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,14 @@ class BrokerConfig:
     tls_key: str = ""
     username: str = ""
     password_file: str = ""
+    mqtt_version: str = "auto"
+    """"5", "3.1.1", or "auto": 5 where the broker has it."""
 
     def __post_init__(self) -> None:
+        if self.mqtt_version not in MQTT_VERSIONS:
+            raise ValueError(
+                f"mqtt_version: expected one of {', '.join(MQTT_VERSIONS)}, got {self.mqtt_version!r}"
+            )
         if not 1 <= self.port <= 65535:
             raise ValueError(f"port: expected 1 to 65535, got {self.port}")
         if not 1 <= self.keepalive_seconds <= 3600:
@@ -94,7 +102,7 @@ class Link:
         self._client_id = client_id
         self._subscriptions = subscriptions
         self._will: tuple[str, bytes] | None = None
-        self._version = paho.MQTTv5
+        self._version = paho.MQTTv311 if config.mqtt_version == "3.1.1" else paho.MQTTv5
         self._maximum_packet = 0
         self._connection = 0
         self._stopping = threading.Event()
@@ -122,7 +130,7 @@ class Link:
         self._client.loop_stop()
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> bool:
-        """Send at QoS 1. False: not connected, or larger than the broker takes; the caller's store keeps it."""
+        """Send at QoS 1. False: not connected, or too large for the broker; the caller's store keeps it."""
         if not self._client.is_connected():
             return False
         if self._maximum_packet and len(payload) + len(topic) + 16 > self._maximum_packet:
@@ -148,11 +156,12 @@ class Link:
             manual_ack=True,
             **arguments,
         )
-        client.reconnect_delay_set(random.uniform(0.5, 1.5), 60)  # noqa: S311 - jitter, not a secret
+        client.reconnect_delay_set(random.uniform(0.5, 1.5), 60)  # type: ignore[arg-type]  # noqa: S311 - jitter
         client.on_connect = self._on_connect
         client.on_connect_fail = self._on_connect_fail
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
+        client.on_socket_open = self._on_socket_open
         if self._will:
             client.will_set(*self._will, qos=1, retain=True)
         if self._config.username:
@@ -170,7 +179,7 @@ class Link:
     def _connect_arguments(self) -> dict[str, Any]:
         if self._version != paho.MQTTv5:
             return {}
-        properties = Properties(PacketTypes.CONNECT)
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = SESSION_EXPIRY_SECONDS
         properties.ReceiveMaximum = RECEIVE_MAXIMUM
         return {"clean_start": False, "properties": properties}
@@ -179,7 +188,7 @@ class Link:
         self, client: paho.Client, _userdata: Any, _flags: Any, reason: ReasonCode, properties: Any
     ) -> None:
         if reason.is_failure:
-            if reason.value in _UNSUPPORTED_VERSION and self._version == paho.MQTTv5:
+            if reason.value in _UNSUPPORTED_VERSION and self._may_fall_back(client):
                 self._fall_back()
             else:
                 self._put(Disconnected(f"refused: {reason}"))
@@ -194,17 +203,35 @@ class Link:
         self._put(Disconnected(f"no broker at {self._config.host}:{self._config.port}"))
 
     def _on_disconnect(
-        self, _client: paho.Client, _userdata: Any, _flags: Any, reason: ReasonCode, _properties: Any
+        self, client: paho.Client, _userdata: Any, _flags: Any, reason: ReasonCode, _properties: Any
     ) -> None:
-        if self._stopping.is_set():
+        if client is not self._client or self._stopping.is_set():
             return
-        if self._version == paho.MQTTv5 and self._connection == 0 and reason.value in _UNSUPPORTED_VERSION:
-            self._fall_back()
         self._put(Disconnected(str(reason)))
 
     def _on_message(self, _client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
         self.bytes_down += len(message.topic) + len(message.payload)
-        self._put(Received(message.topic, message.payload, message.mid, message.qos, self._connection))
+        self._put(Received(message.topic, bytes(message.payload), message.mid, message.qos, self._connection))
+
+    def _on_socket_open(self, client: paho.Client, _userdata: Any, _socket: Any) -> None:
+        """Some 3.1.1 brokers neither answer nor close when they cannot read an MQTT 5 greeting."""
+        if self._may_fall_back(client):
+            timer = threading.Timer(CONNACK_SECONDS, self._greeting_timed_out, (client,))
+            timer.daemon = True
+            timer.start()
+
+    def _greeting_timed_out(self, client: paho.Client) -> None:
+        if self._may_fall_back(client) and client.socket() is not None:
+            self._fall_back()
+
+    def _may_fall_back(self, client: paho.Client) -> bool:
+        return (
+            client is self._client
+            and self._version == paho.MQTTv5
+            and self._config.mqtt_version == "auto"
+            and self._connection == 0
+            and not self._stopping.is_set()
+        )
 
     def _put(self, event: Event) -> None:
         try:

@@ -1,0 +1,68 @@
+"""From a trained adapter to the bytes of an update: difference, clip, quantise, code, sign."""
+
+import numpy as np
+
+from agent.engine import Floats
+from protocol import entropy_coding
+from protocol.messages import Round, TrainingPolicy, Update, seal
+from protocol.package import Manifest
+from protocol.quantisation import dither_seed, quantise
+from protocol.signing import PrivateKey
+from protocol.topics import Topics
+
+
+def clip(difference: Floats, clipping_bound: float) -> Floats:
+    """Scale a vector, float32 [parameters], down to an L2 norm of at most `clipping_bound`."""
+    norm = float(np.linalg.norm(difference.astype(np.float64)))
+    if norm <= clipping_bound:
+        return difference
+    return (difference * (clipping_bound / norm)).astype(np.float32)
+
+
+def make_update(
+    base: Floats,
+    trained: Floats,
+    current: Round,
+    manifest: Manifest,
+    policy: TrainingPolicy,
+    *,
+    topics: Topics,
+    device: str,
+    windows: int,
+    loss_before: float,
+    loss_after: float,
+    key: PrivateKey,
+) -> bytes:
+    """Sign the update of a round.
+
+    Args:
+        base: the release's adapter, float32 [parameters].
+        trained: the adapter after local training, float32 [parameters].
+        current: the round that is answered.
+        manifest: of the installed package.
+        policy: clipping bound and quantisation step.
+        topics: of the federation.
+        device: this device.
+        windows: labelled windows trained on.
+        loss_before: training loss of `base`.
+        loss_after: training loss of `trained`.
+        key: the device's key.
+    """
+    difference = clip(trained - base, policy.clipping_bound)
+    seed = dither_seed(topics.federation, device, current.number, current.base)
+    quantised = quantise(difference, manifest.slices().values(), seed, policy.step_ratio)
+    update = Update(
+        current.number,
+        current.base,
+        min(windows, policy.maximum_weight),
+        quantised.steps,
+        entropy_coding.encode(quantised.symbols),
+        _short(loss_before),
+        _short(loss_after),
+    )
+    return seal(update, key, topics.up(device, "update"))
+
+
+def _short(value: float) -> float:
+    """Round to half precision, which CBOR writes in three bytes."""
+    return float(np.float16(min(value, 60_000.0)))

@@ -1,0 +1,107 @@
+"""How far the exported graphs are from PyTorch: the promise that a device trains what was tried in torch.
+
+The reference is the adapted module itself, run eagerly and differentiated by autograd, not the traced
+operators: an error in the cut or in a decomposition shows. Adapters are random, since the initial one is the
+identity and would hide most of the gradient.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.func import functional_call
+
+from models import graphs
+from models.adapters import AdaptedModule
+from models.training_step import unflatten, weighted_loss
+from protocol.package import Parity
+
+LIMIT = 1e-5
+"""Largest relative L2 error with which a package is written."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What torch computes for one batch."""
+
+    loss: float
+    gradient: NDArray[np.float32]
+    logits: NDArray[np.float32]
+
+
+def reference(
+    module: AdaptedModule, adapter: Tensor, windows: Tensor, labels: Tensor, weights: Tensor
+) -> Reference:
+    """Run the adapted module in torch with a given flat adapter.
+
+    Args:
+        module: in evaluation mode.
+        adapter: float32 [parameters].
+        windows: float32 [n, channels, length].
+        labels: int64 [n].
+        weights: float32 [n].
+    """
+    named = dict(module.named_parameters())
+    names = module.trainable()
+    flat = adapter.clone().requires_grad_()
+    parts = unflatten(flat, [named[name].shape for name in names])
+    logits = functional_call(module, dict(zip(names, parts, strict=True)), (windows,))
+    loss = weighted_loss(logits, labels, weights)
+    (gradient,) = torch.autograd.grad(loss, [flat])
+    return Reference(float(loss.detach()), gradient.numpy(), logits.detach().numpy())
+
+
+def measure(
+    module: AdaptedModule, members: tuple[bytes, bytes, bytes], windows: Tensor, classes: int, batches: int = 3
+) -> Parity:
+    """Compare the graphs with torch on random adapters and batches; the last batch is short.
+
+    Args:
+        module: in evaluation mode.
+        members: prefix.onnx, step.onnx and predict.onnx.
+        windows: float32 [batch, channels, length], to draw the batches from.
+        classes: number of classes.
+        batches: how many batches to compare.
+
+    Returns:
+        The largest relative L2 error of each output over all batches.
+    """
+    prefix, step, predict = (graphs.load(member) for member in members)
+    random = torch.Generator().manual_seed(0)
+    rows = windows.shape[0]
+    initial = module.flat_adapter()
+    errors = []
+    for index in range(batches):
+        short = index == batches - 1
+        used = max(1, rows * 2 // 3) if short else rows
+        batch = windows[torch.randperm(rows, generator=random)]
+        if short:
+            batch = torch.cat([batch[:used], torch.zeros_like(batch[used:])])
+        labels = torch.randint(0, classes, (rows,), generator=random)
+        weights = torch.rand(rows, generator=random) + 0.5
+        weights[used:] = 0
+        adapter = initial + 0.05 * torch.randn(initial.shape, generator=random)
+        expected = reference(module, adapter, batch[:used], labels[:used], weights[:used])
+        (features,) = graphs.run(prefix, window=batch.numpy())
+        loss, gradient = graphs.run(
+            step, adapter=adapter.numpy(), features=features, labels=labels.numpy(), weights=weights.numpy()
+        )
+        (logits,) = graphs.run(predict, adapter=adapter.numpy(), features=features)
+        errors.append(
+            (
+                relative_error(loss, np.float32(expected.loss)),
+                relative_error(gradient, expected.gradient),
+                relative_error(logits[:used], expected.logits),
+            )
+        )
+    # max() would skip a NaN that does not come first.
+    worst = np.max(np.array(errors), axis=0)
+    return Parity(*(float(error) for error in worst))
+
+
+def relative_error(found: NDArray[np.float32], expected: NDArray[np.float32] | np.float32) -> float:
+    """L2 distance, relative to the length of the expected value."""
+    wanted = np.asarray(expected, np.float64)
+    return float(np.linalg.norm(np.asarray(found, np.float64) - wanted) / max(np.linalg.norm(wanted), 1e-12))

@@ -1,0 +1,171 @@
+"""Pre-training of the backbone on a fleet's source devices, with PyTorch Lightning.
+
+The epoch that did best on the held-out windows is kept. Nothing is written: no logs, no checkpoints.
+"""
+
+import copy
+import logging
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import RichProgressBar
+from torch import Tensor
+from torch.nn import functional
+
+from models.augmentation import Augmentation
+from models.backbones import Conv1dBackbone
+from models.errors import TrainingError
+from models.fleet_data import SourceDevices
+from protocol.input_schema import InputSchema, WindowSpec
+
+EPOCHS = 30
+LEARNING_RATE = 3e-3
+WEIGHT_DECAY = 1e-2
+LABEL_SMOOTHING = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Pretrained:
+    """A backbone, what it takes in and how well it does."""
+
+    backbone: Conv1dBackbone
+    """In evaluation mode."""
+    schema: InputSchema
+    window: WindowSpec
+    metrics: dict[str, float]
+    windows: Tensor
+    """Some held-out windows, float32 [n, channels, length], to measure parity on."""
+
+
+class Pretraining(pl.LightningModule):
+    """Cross-entropy on augmented windows; keeps the best epoch's weights."""
+
+    def __init__(self, backbone: Conv1dBackbone, augmentation: Augmentation, steps: int, seed: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.augmentation = augmentation
+        self.steps = steps
+        self.random = torch.Generator().manual_seed(seed)
+        self.best: dict[str, float] = {}
+        self.best_state = copy.deepcopy(backbone.state_dict())
+        self._held: list[tuple[Tensor, Tensor]] = []
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
+        """Return the loss of one augmented batch."""
+        x, y = batch
+        logits = self.backbone(self.augmentation(x, self.backbone.deviation, self.random))
+        return functional.cross_entropy(logits, y, label_smoothing=LABEL_SMOOTHING)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
+        """Keep the logits of one held-out batch."""
+        x, y = batch
+        self._held.append((self.backbone(x), y))
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the weights when they do better than before on the held-out windows."""
+        logits, labels = (torch.cat(part) for part in zip(*self._held, strict=True))
+        self._held.clear()
+        metrics = evaluate(logits, labels)
+        self.log("held_out", metrics["held_out_balanced_accuracy"], prog_bar=True)
+        if not self.best or _rank(metrics) > _rank(self.best):
+            self.best = metrics | {"best_epoch": float(self.current_epoch + 1)}
+            self.best_state = copy.deepcopy(self.backbone.state_dict())
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with a warm-up and a cosine decay over all the steps."""
+        optimizer = torch.optim.AdamW(self.backbone.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        warm_up = max(1, self.steps // 10)
+
+        def factor(step: int) -> float:
+            if step < warm_up:
+                return (step + 1) / warm_up
+            return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, self.steps - warm_up)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def pretrain(
+    fleet_dir: Path,
+    *,
+    seed: int = 0,
+    epochs: int = EPOCHS,
+    batch: int = 64,
+    held_out: float = 0.2,
+    augmentation: Augmentation | None = None,
+    progress: bool = False,
+) -> Pretrained:
+    """Train a `Conv1dBackbone` on the labelled windows of a fleet's source devices.
+
+    Args:
+        fleet_dir: holds fleet.toml and one folder of recordings per device.
+        seed: of the weights, the batches and the augmentation.
+        epochs: passes over the source windows.
+        batch: windows per step.
+        held_out: share of the windows, the last in time, to choose the epoch by.
+        augmentation: how windows are varied; the default suits vibration and motion.
+        progress: show a progress bar.
+
+    Raises:
+        TrainingError: the fleet's data are malformed or not enough.
+    """
+    if epochs < 1 or batch < 2:
+        raise TrainingError(f"expected at least 1 epoch and batches of 2, got {epochs} and {batch}")
+    data = SourceDevices(fleet_dir, batch=batch, held_out=held_out, seed=seed)
+    if len(data.windows.y) < 2 or not len(data.windows.held_y):
+        raise TrainingError(
+            f"expected windows to train on and to hold out, got {len(data.windows.y)} and {len(data.windows.held_y)}",
+            "record more data, or use shorter windows or a smaller stride",
+        )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # Lightning advises worker processes and loggers, neither of which a run of a minute needs.
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        backbone = Conv1dBackbone.build(data.fleet.schema, data.fleet.window)
+        backbone.set_normalisation(*data.normalisation())
+        steps = epochs * len(data.train_dataloader())
+        training = Pretraining(backbone, augmentation or Augmentation(), steps, seed)
+        _trainer(epochs, progress=progress).fit(training, datamodule=data)
+    backbone.load_state_dict(training.best_state)
+    counts = {"source_windows": float(len(data.windows.y)), "held_out_windows": float(len(data.windows.held_y))}
+    return Pretrained(
+        backbone.eval(), data.fleet.schema, data.fleet.window, training.best | counts, data.windows.held_x[:256]
+    )
+
+
+def evaluate(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return accuracy, accuracy averaged over the classes that occur, and loss on held-out windows."""
+    right = logits.argmax(1) == labels
+    recalls = [right[labels == label].double().mean() for label in labels.unique()]
+    return {
+        "held_out_accuracy": float(right.double().mean()),
+        "held_out_balanced_accuracy": float(torch.stack(recalls).mean()),
+        "held_out_loss": float(functional.cross_entropy(logits, labels)),
+    }
+
+
+def _rank(metrics: dict[str, float]) -> tuple[float, float]:
+    # The loss decides between epochs that are equally accurate, as many are on easy data.
+    return metrics["held_out_balanced_accuracy"], -metrics["held_out_loss"]
+
+
+def _trainer(epochs: int, *, progress: bool) -> pl.Trainer:
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=progress,
+        callbacks=[RichProgressBar(leave=False)] if progress else [],
+        num_sanity_val_steps=0,
+        gradient_clip_val=1.0,
+    )

@@ -1,0 +1,1 @@
+"""What the long-running programs share: the broker link, key files, configuration files."""

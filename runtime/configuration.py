@@ -1,0 +1,32 @@
+"""Configuration files: TOML into one frozen tree of dataclasses; unknown keys are errors."""
+
+import sys
+from pathlib import Path
+from typing import TypeVar
+
+from protocol import records
+from protocol.errors import SchemaError
+from runtime.errors import SetupError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Config = TypeVar("Config")
+
+
+def load(kind: type[Config], path: Path) -> Config:
+    """Read a configuration file.
+
+    Raises:
+        SetupError: no such file, no TOML, unknown keys or values out of range; names file and key.
+    """
+    try:
+        return records.from_named(kind, tomllib.loads(path.read_text("utf-8")))
+    except OSError as error:
+        raise SetupError(f"{path}: {error.strerror}; name another file with --config") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SetupError(f"{path}: not TOML: {error}") from error
+    except SchemaError as error:
+        raise SetupError(f"{path}: {error}") from error

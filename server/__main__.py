@@ -1,0 +1,188 @@
+"""graftwork-server: run the server, push packages, look at devices, rounds and releases."""
+
+import argparse
+import datetime as dt
+import hashlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from protocol.errors import ProtocolError
+from protocol.package import unpack
+from protocol.signing import PublicKey
+from protocol.topics import check_name
+from runtime.errors import SetupError
+from runtime.keys import load_or_make
+from server import daemon
+from server.config import ServerConfig, load
+from server.errors import ServerError
+from server.store import Store
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.DEBUG if options.verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    try:
+        config = load(options.config)
+        status: int = options.command(options, config)
+    except (ServerError, SetupError, ProtocolError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("graftwork-server", description=__doc__)
+    parser.add_argument(
+        "--config", type=Path, default=Path("server.toml"), help="configuration file (default: server.toml)"
+    )
+    parser.add_argument("--verbose", action="store_true", help="log every detail")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(command=function)
+        return command
+
+    add("run", _run, "serve the federation until stopped")
+    add("key", _key, "print the server's public key, which devices must trust")
+    push = add("push", _push, "check a model package and send it to the federation")
+    push.add_argument("package", type=Path, help="file that graftwork-models wrote")
+    push.add_argument("--publisher", help="public key (hexadecimal) that must have signed it")
+    devices = add("devices", _devices, "list devices, or register and remove them")
+    devices.add_argument("action", nargs="?", choices=("list", "add", "remove"), default="list")
+    devices.add_argument("device", nargs="?", help="name of the device, for add and remove")
+    devices.add_argument("public_key", nargs="?", help="what `graftwork-agent key` printed, for add")
+    rounds = add("rounds", _rounds, "list rounds, newest first")
+    releases = add("releases", _releases, "list releases, newest first")
+    refusals = add("refusals", _refusals, "list messages that were refused, newest first")
+    for command in (devices, rounds, releases, refusals):
+        command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def _store(config: ServerConfig) -> Store:
+    return Store(Path(config.data_directory), config.database)
+
+
+def _run(_options: argparse.Namespace, config: ServerConfig) -> int:
+    daemon.run(config)
+    return 0
+
+
+def _key(_options: argparse.Namespace, config: ServerConfig) -> int:
+    print(load_or_make(Path(config.data_directory) / daemon.KEY_FILE).public.raw.hex())
+    return 0
+
+
+def _push(options: argparse.Namespace, config: ServerConfig) -> int:
+    data = options.package.read_bytes()
+    keys = [options.publisher] if options.publisher else list(config.publishers)
+    if not keys:
+        print("note: no publisher is configured, so the package's own signature is not checked")
+    package = None
+    for index, key in enumerate(keys or [None]):
+        try:
+            package = unpack(data, PublicKey.from_hex(key) if key else None)
+            break
+        except ProtocolError:
+            if index == len(keys) - 1:
+                raise
+    if package is None:
+        raise ServerError("the package was not opened")
+    name = f"{package.manifest.name} {package.manifest.version}"
+    version = _store(config).add_package(
+        data, hashlib.sha256(data).digest(), name, package.adapter, time.time()
+    )
+    print(
+        f"pushed {name} as version {version}: {len(data):,} bytes, "
+        f"{package.manifest.parameters:,} adapter parameters, sha256 {package.sha256.hex()}"
+    )
+    return 0
+
+
+def _devices(options: argparse.Namespace, config: ServerConfig) -> int:
+    store = _store(config)
+    if options.action == "list":
+        _show(
+            options,
+            store.devices(),
+            ["id", "online", "last_seen", "release", "labelled_windows", "agent_version", "public_key"],
+        )
+        return 0
+    if not options.device or (options.action == "add" and not options.public_key):
+        raise ServerError(
+            f"expected: devices {options.action} DEVICE {'PUBLIC_KEY' * (options.action == 'add')}"
+        )
+    if options.action == "add":
+        key = PublicKey.from_hex(options.public_key)
+        store.register_device(check_name(options.device), key, time.time())
+        print(f"registered {options.device}")
+    elif store.remove_device(options.device):
+        print(f"removed {options.device}")
+    else:
+        raise ServerError(f"no device {options.device!r} is registered")
+    return 0
+
+
+def _rounds(options: argparse.Namespace, config: ServerConfig) -> int:
+    rows = _store(config).rounds()
+    for row in rows:
+        row["cohort"] = len(row["cohort"])
+        row["outcome"] = row["outcome"] or "open"
+    _show(options, rows, ["number", "base_release", "cohort", "counted", "opened_at", "closed_at", "outcome"])
+    return 0
+
+
+def _releases(options: argparse.Namespace, config: ServerConfig) -> int:
+    rows = _store(config).releases()
+    columns = ["number", "round", "package_version", "updates", "weight", "created_at", "metrics", "sha256"]
+    _show(options, rows, columns)
+    return 0
+
+
+def _refusals(options: argparse.Namespace, config: ServerConfig) -> int:
+    _show(options, _store(config).refusals(), ["received_at", "device", "reason"])
+    return 0
+
+
+def _show(options: argparse.Namespace, rows: list[dict[str, Any]], columns: list[str]) -> None:
+    if options.json:
+        print(json.dumps([{name: _json(row[name]) for name in columns} for row in rows]))
+        return
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(_cell(name, row[name]) for name in columns))
+    Console().print(table)
+
+
+def _json(value: Any) -> Any:
+    return value.hex() if isinstance(value, bytes) else value
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if name.endswith("_at") or name == "last_seen":
+        moment = dt.datetime.fromtimestamp(value, dt.timezone.utc)
+        return moment.strftime("%Y-%m-%d %H:%M:%SZ")
+    if isinstance(value, bytes):
+        return value.hex()[:16]
+    if isinstance(value, dict):
+        return " ".join(f"{key}={number:.4g}" for key, number in value.items())
+    return str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

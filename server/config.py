@@ -1,0 +1,53 @@
+"""The server's configuration: one frozen tree, read once from TOML; unknown keys are errors."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from protocol.messages import TrainingPolicy
+from protocol.signing import PublicKey
+from protocol.topics import check_name
+from runtime import configuration
+from runtime.link import BrokerConfig
+from server.round import RoundPolicy
+
+ENROLMENT = ("closed", "open")
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Everything that an operator can set."""
+
+    federation: str
+    """Name of the federation: one topic level."""
+    data_directory: str
+    """For the key, the database and the packages; relative to the configuration file."""
+    enrolment: str = "closed"
+    """"closed": only devices that `devices add` registered; "open": any device name, and the first key
+    that a name presents is kept for it (for trying out)."""
+    database: str = ""
+    """SQLAlchemy URL; empty: SQLite in the data directory."""
+    publishers: tuple[str, ...] = ()
+    """Public keys (hexadecimal) whose packages may be pushed; empty: any, the operator vouches."""
+    broker: BrokerConfig = field(default_factory=BrokerConfig)
+    round: RoundPolicy = field(default_factory=RoundPolicy)
+    training: TrainingPolicy = field(default_factory=TrainingPolicy)
+    maximum_update_bytes: int = 4 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        check_name(self.federation)
+        if self.enrolment not in ENROLMENT:
+            raise ValueError(f"enrolment: expected {' or '.join(ENROLMENT)}, got {self.enrolment!r}")
+        if not 1024 <= self.maximum_update_bytes <= 16 * 1024 * 1024:
+            raise ValueError("maximum_update_bytes: expected 1 KiB to 16 MiB")
+        for key in self.publishers:
+            PublicKey.from_hex(key)
+
+
+def load(path: Path) -> ServerConfig:
+    """Read the configuration.
+
+    Raises:
+        SetupError: no such file, no TOML, unknown keys or values out of range.
+    """
+    config = configuration.load(ServerConfig, path)
+    return replace(config, data_directory=str(path.parent / config.data_directory))

@@ -1,0 +1,361 @@
+"""The server's conductor: messages and time in, commits and publications out.
+
+Order within each step: check, commit, publish. What is published can be published again at any time, and is
+after each reconnect; so a server that is killed anywhere goes on with the same round. The link, the clock
+and the main loop are not handled here.
+"""
+
+import hashlib
+import logging
+import zlib
+from collections.abc import Callable
+
+from protocol import topics as topic_names
+from protocol.artifacts import describe
+from protocol.errors import EncodingError, ProtocolError, SignatureError
+from protocol.messages import (
+    Announcement,
+    Chunk,
+    ChunkRequest,
+    DeviceState,
+    Receipt,
+    Release,
+    Report,
+    Round,
+    ServerState,
+    adapter_bytes,
+    peek,
+    seal,
+    unseal,
+)
+from protocol.package import ModelPackage, unpack
+from protocol.signing import PrivateKey, PublicKey
+from server import round as rounds
+from server.aggregation import WeightedMean
+from server.config import ServerConfig
+from server.errors import ServerError
+from server.intake import Accepted, OpenRound, Rejected, examine, open_update
+from server.store import PackageRecord, ReleaseRecord, RoundRecord, Store
+
+log = logging.getLogger(__name__)
+
+Publish = Callable[[str, bytes, bool], bool]
+"""(topic, payload, retain) -> handed to the broker."""
+
+
+class Coordinator:
+    """Runs one federation."""
+
+    def __init__(
+        self, config: ServerConfig, store: Store, key: PrivateKey, publish: Publish, now: Callable[[], float]
+    ) -> None:
+        """Go on from what the store holds.
+
+        Args:
+            config: the server's configuration.
+            store: rounds, updates and releases so far.
+            key: what everything is signed with.
+            publish: hands a message to the broker.
+            now: Unix seconds.
+        """
+        self._config = config
+        self._store = store
+        self._key = key
+        self._publish = publish
+        self._now = now
+        self._topics = topic_names.Topics(config.federation)
+        self._session = int(now() * 1000)
+        self._package_record: PackageRecord | None = None
+        self._package: ModelPackage | None = None
+        self._announcement: Announcement | None = None
+        self._release: ReleaseRecord | None = None
+        self._state: rounds.State = rounds.Waiting(1)
+        self._open: OpenRound | None = None
+        self._mean = WeightedMean(1)
+        self._losses = (0.0, 0.0)
+        self._load()
+
+    @property
+    def subscriptions(self) -> list[str]:
+        """Topics that the server listens to."""
+        return [self._topics.up("+", kind) for kind in topic_names.UP]
+
+    def will(self) -> tuple[str, bytes]:
+        """What the broker tells the devices when the server is gone."""
+        topic = self._topics.server_state()
+        return topic, seal(ServerState(online=False, session=self._session), self._key, topic)
+
+    def connected(self) -> None:
+        """Publish everything that a broker without memory would lack."""
+        self._send(self._topics.server_state(), ServerState(online=True, session=self._session), retain=True)
+        self._publish_package()
+        self._publish_release()
+        self._publish_round()
+
+    def handle(self, topic: str, payload: bytes) -> None:
+        """Take one message; what is wrong with it is noted and harms nothing else."""
+        device = "?"
+        try:
+            device, kind = self._topics.parse_up(topic)
+            if kind == "state":
+                self._device_state(device, topic, payload)
+                return
+            key = self._store.device_key(device)
+            if key is None:
+                raise SignatureError("the device is not registered")
+            if kind == "update":
+                self._update(device, key, payload)
+            elif kind == "get":
+                self._chunks(device, unseal(ChunkRequest, payload, key, topic))
+            else:
+                self._store.add_report(device, unseal(Report, payload, key, topic), self._now())
+        except ProtocolError as error:
+            log.warning("refused a message from device=%s: %s", device, error)
+            self._store.add_refusal(device, str(error), self._now())
+
+    def tick(self) -> None:
+        """Look for a new package, and let the round machine see the time."""
+        newest = self._store.newest_package()
+        if newest and (self._package_record is None or newest.version > self._package_record.version):
+            self._load()
+            self._publish_package()
+            self._publish_release()
+        if self._package is None:
+            return
+        ready, expected = self._candidates() if self._open is None else (frozenset[str](), frozenset[str]())
+        self._state, actions = rounds.tick(self._state, self._config.round, self._now(), ready, expected)
+        self._perform(actions)
+
+    # Messages
+
+    def _device_state(self, device: str, topic: str, payload: bytes) -> None:
+        if not payload:
+            return  # somebody cleared the retained state
+        key = self._store.device_key(device)
+        if key is None:
+            if self._config.enrolment != "open":
+                raise SignatureError("the device is not registered")
+            key = PublicKey(peek(DeviceState, payload).public_key)
+            unseal(DeviceState, payload, key, topic)
+            self._store.register_device(device, key, self._now())
+            log.info("registered device=%s with the first key it presented", device)
+        self._store.set_device_state(device, unseal(DeviceState, payload, key, topic), self._now())
+
+    def _update(self, device: str, key: PublicKey, payload: bytes) -> None:
+        update = open_update(payload, key, self._topics, device, self._config.maximum_update_bytes)
+        sha256 = hashlib.sha256(payload).digest()
+        if self._store.journalled_update(device, update.round) == sha256:
+            self._receipt(device, Receipt(sha256, update.round, "duplicate"))
+            return
+        if self._package is None:
+            raise EncodingError("there is no package, so no round is open")
+        decision = examine(
+            update,
+            device,
+            self._open,
+            federation=self._config.federation,
+            manifest=self._package.manifest,
+            policy=self._config.training,
+        )
+        if isinstance(decision, Rejected):
+            log.warning("device=%s round=%d %s: %s", device, update.round, decision.verdict, decision.reason)
+            if decision.verdict == "refused":
+                self._store.add_refusal(device, decision.reason, self._now())
+            self._receipt(device, Receipt(sha256, update.round, decision.verdict, decision.reason))
+            return
+        kept = self._store.journal_update(device, update.round, sha256, payload, self._now())
+        if kept != sha256:
+            reason = f"another update of this round is counted: {kept.hex()[:16]}"
+            self._receipt(device, Receipt(sha256, update.round, "refused", reason))
+            return
+        self._receipt(device, Receipt(sha256, update.round, "counted"))
+        self._count(device, decision)
+
+    def _count(self, device: str, accepted: Accepted) -> None:
+        self._accumulate(accepted)
+        if isinstance(self._state, rounds.Open):
+            log.info("counted device=%s round=%d weight=%d", device, self._state.number, accepted.weight)
+            self._state, actions = rounds.count(self._state, self._config.round, self._now(), device)
+            self._perform(actions)
+
+    def _accumulate(self, accepted: Accepted) -> None:
+        self._mean.add(accepted.vector, accepted.weight)
+        before, after = self._losses
+        self._losses = (
+            before + accepted.weight * accepted.loss_before,
+            after + accepted.weight * accepted.loss_after,
+        )
+
+    def _chunks(self, device: str, request: ChunkRequest) -> None:
+        if self._announcement is None or request.artifact != self._announcement.package.sha256:
+            raise EncodingError(f"no artifact {request.artifact.hex()[:16]} is announced")
+        artifact = self._announcement.package
+        with self._store.package_path(artifact.sha256).open("rb") as file:
+            for index in request.indices:
+                if not 0 <= index < len(artifact.chunk_sha256):
+                    raise EncodingError(f"expected chunks below {len(artifact.chunk_sha256)}, got {index}")
+                start, end = artifact.chunk_range(index)
+                file.seek(start)
+                chunk = Chunk(artifact.sha256, index, file.read(end - start))
+                self._send(self._topics.down(device, "chunk"), chunk)
+
+    # Rounds and releases
+
+    def _candidates(self) -> tuple[frozenset[str], frozenset[str]]:
+        """(devices that could take part now, others worth waiting for)."""
+        ready, expected = set(), set()
+        for device in self._store.devices():
+            if device["online"] and device["release"] == self._newest().number and device["labelled_windows"]:
+                ready.add(device["id"])
+            elif device["last_seen"] is None or (
+                device["online"] and device["release"] < self._newest().number
+            ):
+                expected.add(device["id"])
+        return frozenset(ready), frozenset(expected)
+
+    def _perform(self, actions: list[rounds.Action]) -> None:
+        for action in actions:
+            if isinstance(action, rounds.OpenRound):
+                self._open_round(action)
+            elif isinstance(action, rounds.ExtendRound):
+                log.warning("round=%d has no quorum at its deadline; it goes on", action.number)
+                self._store.extend_round(action.number, action.deadline)
+                self._publish_round()
+            else:
+                self._close_round(action.number)
+
+    def _open_round(self, action: rounds.OpenRound) -> None:
+        if self._package is None or self._package_record is None:
+            raise ServerError("a round cannot open without a package")
+        self._store.open_round(
+            RoundRecord(
+                action.number,
+                self._package_record.version,
+                self._newest().number,
+                action.cohort,
+                self._now(),
+                action.deadline,
+            )
+        )
+        self._start_counting(action.number, frozenset(action.cohort))
+        log.info("opened round=%d with %d devices", action.number, len(action.cohort))
+        self._publish_round()
+
+    def _start_counting(self, number: int, cohort: frozenset[str]) -> None:
+        if self._package is None:
+            raise ServerError("a round cannot open without a package")
+        self._open = OpenRound(number, self._newest().sha256, cohort)
+        self._mean = WeightedMean(self._package.manifest.parameters)
+        self._losses = (0.0, 0.0)
+
+    def _close_round(self, number: int) -> None:
+        base = self._newest()
+        adapter = self._mean.apply(base.adapter)
+        weight = max(1, self._mean.weight)
+        release = ReleaseRecord(
+            base.number + 1,
+            base.package_version,
+            number,
+            base.sha256,
+            hashlib.sha256(adapter_bytes(adapter)).digest(),
+            adapter,
+            self._now(),
+            self._mean.updates,
+            self._mean.weight,
+            {"loss_before": self._losses[0] / weight, "loss_after": self._losses[1] / weight},
+        )
+        self._store.close_round(number, release, self._now())
+        self._release, self._open = release, None
+        log.info(
+            "closed round=%d release=%d updates=%d sha256=%s",
+            number, release.number, release.updates, release.sha256.hex()[:16],
+        )  # fmt: skip
+        self._publish_release()
+
+    def _newest(self) -> ReleaseRecord:
+        if self._release is None:
+            raise ServerError("there is no release yet")
+        return self._release
+
+    def _load(self) -> None:
+        """Take package, release and open round from the store; sum the updates that it journalled."""
+        self._package_record = self._store.newest_package()
+        if self._package_record is None:
+            return
+        data = self._store.package_path(self._package_record.sha256).read_bytes()
+        self._package = unpack(data, None)  # checked against the publishers when it was pushed
+        if self._package.sha256 != self._package_record.sha256:
+            raise ServerError(f"package {self._package_record.name!r} changed on disk; push it again")
+        self._announcement = Announcement(
+            self._package_record.version, self._package_record.name, describe(data), self._config.training
+        )
+        self._release = self._store.newest_release()
+        self._open = None
+        done = self._store.rounds_done(self._package_record.version)
+        self._state = rounds.Waiting(self._store.next_round_number(), done)
+        record = self._store.open_round_record()
+        if record is not None:
+            self._resume(record, done)
+
+    def _resume(self, record: RoundRecord, done: int) -> None:
+        cohort = frozenset(record.cohort)
+        self._start_counting(record.number, cohort)
+        counted = set()
+        for device, envelope in self._store.journalled_updates(record.number):
+            key = self._store.device_key(device)
+            if key is None or self._package is None:
+                continue  # removed since: its update no longer counts
+            update = open_update(envelope, key, self._topics, device, self._config.maximum_update_bytes)
+            decision = examine(
+                update,
+                device,
+                self._open,
+                federation=self._config.federation,
+                manifest=self._package.manifest,
+                policy=self._config.training,
+            )
+            if isinstance(decision, Accepted):
+                self._accumulate(decision)
+                counted.add(device)
+        self._state = rounds.Open(record.number, cohort, frozenset(counted), record.deadline, done)
+        log.info("resumed round=%d with %d of %d updates", record.number, len(counted), len(cohort))
+
+    # Publications
+
+    def _publish_package(self) -> None:
+        if self._announcement:
+            self._send(self._topics.all("announcement"), self._announcement, retain=True)
+
+    def _publish_release(self) -> None:
+        if self._release is None or self._package is None:
+            return
+        release = Release(
+            self._release.number,
+            self._package.sha256,
+            self._release.parent,
+            self._release.sha256,
+            zlib.compress(adapter_bytes(self._release.adapter), 9),
+            self._release.updates,
+            self._release.weight,
+            dict(self._release.metrics),
+        )
+        self._send(self._topics.all("release"), release, retain=True)
+
+    def _publish_round(self) -> None:
+        if not isinstance(self._state, rounds.Open) or self._package is None or self._open is None:
+            return
+        message = Round(
+            self._state.number,
+            self._package.sha256,
+            self._open.base,
+            tuple(sorted(self._state.cohort)),
+            self._state.deadline,
+        )
+        self._send(self._topics.all("round"), message, retain=True)
+
+    def _receipt(self, device: str, receipt: Receipt) -> None:
+        self._send(self._topics.down(device, "receipt"), receipt)
+
+    def _send(self, topic: str, message: object, *, retain: bool = False) -> None:
+        if not self._publish(topic, seal(message, self._key, topic), retain):
+            log.debug("not connected: %s is sent again later", topic)

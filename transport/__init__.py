@@ -1,1 +1,0 @@
-"""The link to the MQTT broker that agent and server share."""
