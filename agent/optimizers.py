@@ -42,7 +42,7 @@ class AdamW:
         mean = self._mean / (1 - self.beta1**self._steps)
         root = np.sqrt(self._square / (1 - self.beta2**self._steps)) + self.epsilon
         decayed = vector * (1 - self.learning_rate * self.weight_decay)
-        return (decayed - self.learning_rate * mean / root).astype(np.float32)
+        return np.asarray(decayed - self.learning_rate * mean / root, np.float32)
 
 
 @dataclass
@@ -59,7 +59,7 @@ class SGD:
         if self._velocity is None:
             self._velocity = np.zeros_like(vector)
         self._velocity = self.momentum * self._velocity + gradient + self.weight_decay * vector
-        return (vector - self.learning_rate * self._velocity).astype(np.float32)
+        return np.asarray(vector - self.learning_rate * self._velocity, np.float32)
 
 
 def make(policy: TrainingPolicy) -> Optimizer:

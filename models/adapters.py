@@ -19,6 +19,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from models.adapter_layers import Bottleneck, LowRank
 from models.errors import AdapterError
 
 KINDS = ("bottleneck", "lora", "head")
@@ -43,7 +44,7 @@ class AdapterSpec:
     freeze_a: bool = False
     """LoRA only: keep the random projection `down` fixed."""
     fresh_classes: int | None = None
-    """Replace the head by a new linear layer with as many outputs, for another task than it was trained on."""
+    """Replace the head by a new linear layer with as many outputs, for another task."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -93,62 +94,8 @@ class AdaptedModule(nn.Module):
     def flat_adapter(self) -> Tensor:
         """The flat adapter vector, float32 [parameters], detached."""
         parameters = dict(self.named_parameters())
-        return torch.cat([parameters[name].detach().flatten() for name in self.trainable()])
-
-
-class Bottleneck(nn.Module):
-    """A residual bottleneck after a layer, along the layer's feature dimension."""
-
-    def __init__(self, width: int, rank: int, dimension: int) -> None:
-        super().__init__()
-        self.dimension = dimension
-        self.norm = nn.LayerNorm(width)
-        self.down = nn.Linear(width, rank)
-        self.up = nn.Linear(rank, width)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
-
-    def forward(self, value: Tensor) -> Tensor:
-        """Map a layer's output to one of the same shape."""
-        rows = value.movedim(self.dimension, -1)
-        change = self.up(torch.relu(self.down(self.norm(rows))))
-        return value + change.movedim(-1, self.dimension)
-
-    def after(self, _layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """Apply as a forward hook (a bound method, so that a deep copy binds the copied adapter)."""
-        adapted: Tensor = self(output)
-        return adapted
-
-
-class LowRank(nn.Module):
-    """A low-rank detour around a linear or convolution layer; `up` starts at zero."""
-
-    def __init__(self, layer: nn.Linear | nn.Conv1d, rank: int, *, freeze_a: bool) -> None:
-        super().__init__()
-        self.down: nn.Module
-        self.up: nn.Module
-        if isinstance(layer, nn.Linear):
-            self.down = nn.Linear(layer.in_features, rank, bias=False)
-            self.up = nn.Linear(rank, layer.out_features, bias=False)
-        else:
-            # The down projection sees what the layer sees; the up projection mixes its channels.
-            self.down = nn.Conv1d(
-                layer.in_channels, rank, layer.kernel_size[0], layer.stride[0], layer.padding,  # type: ignore[arg-type]
-                layer.dilation[0], bias=False, padding_mode=layer.padding_mode,
-            )  # fmt: skip
-            self.up = nn.Conv1d(rank, layer.out_channels, 1, bias=False)
-        nn.init.zeros_(self.up.weight)  # type: ignore[arg-type]  # both kinds of layer have one weight
-        self.freeze_a = freeze_a
-
-    def forward(self, value: Tensor) -> Tensor:
-        """Map a layer's input to the change of its output."""
-        change: Tensor = self.up(self.down(value))
-        return change
-
-    def after(self, _layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """Apply as a forward hook."""
-        change: Tensor = self(inputs[0])
-        return output + change
+        flat: Tensor = torch.cat([parameters[name].detach().flatten() for name in self.trainable()])
+        return flat
 
 
 def insert(module: nn.Module, spec: AdapterSpec, example: Tensor) -> AdaptedModule:
@@ -207,10 +154,16 @@ def find_layer(module: nn.Module, name: str) -> nn.Module:
     """
     layers = dict(module.named_modules())
     if name and name in layers:
-        return layers[name]
-    available = [known for known in layers if known]
-    shown = ", ".join(available[:40]) + (f" and {len(available) - 40} more" if len(available) > 40 else "")
-    raise AdapterError(f"no layer named {name!r}; the module has: {shown or 'no named layers'}")
+        layer: nn.Module = layers[name]
+        return layer
+    raise AdapterError(f"no layer named {name!r}", f"the module has: {shown_layers(module)}")
+
+
+def shown_layers(module: nn.Module) -> str:
+    """List the names of a module's layers for a message, the first 40 of them."""
+    names = [name for name, _ in module.named_modules() if name]
+    more = f" and {len(names) - 40} more" if len(names) > 40 else ""
+    return (", ".join(names[:40]) or "no named layers") + more
 
 
 def _head(adapted: AdaptedModule, name: str, fresh_classes: int | None) -> TrainableSegment:
@@ -255,9 +208,7 @@ def _check_low_rank(module: nn.Module, names: tuple[str, ...]) -> None:
             )
 
 
-def _outputs(
-    module: nn.Module, names: tuple[str, ...], example: Tensor
-) -> dict[str, tuple[object, bool]]:
+def _outputs(module: nn.Module, names: tuple[str, ...], example: Tensor) -> dict[str, tuple[object, bool]]:
     """Run the example once; keep what the named layers return, and whether its features are dimension 1.
 
     A tensor [batch, a, b] does not tell where its features are; the layer with weights that ran last does.

@@ -1,6 +1,7 @@
 """The backbone for time series: a small 1-D convolution network with named layers for adapters.
 
-    window -> normalise -> stem (3 strided convolutions) -> pool (mean, deviation) -> blocks.0 -> blocks.1 -> head
+    window -> normalise -> stem (3 strided convolutions) -> pool (mean, deviation)
+           -> blocks.0 -> blocks.1 -> head
 
 It is small on purpose: the prefix runs once per window on a gateway's CPU. The normalisation is that of the
 source data and lives in buffers, so a device feeds raw samples.
@@ -76,7 +77,9 @@ class Conv1dBackbone(nn.Module):
         return logits
 
 
-def default_adapter(kind: str = "bottleneck", rank: int | None = None, *, freeze_a: bool = False) -> AdapterSpec:
+def default_adapter(
+    kind: str = "bottleneck", rank: int | None = None, *, freeze_a: bool = False
+) -> AdapterSpec:
     """Return the recipe for a `Conv1dBackbone`: adapters at both blocks, and the head."""
     rank = RANKS.get(kind, 1) if rank is None else rank
     layers = {"bottleneck": ("blocks.0", "blocks.1"), "lora": ("blocks.0.0", "blocks.1.0")}

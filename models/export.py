@@ -36,10 +36,12 @@ from protocol.package import (
 from protocol.signing import PrivateKey
 
 BATCH = 32
+MAX_FEATURES = 16_000_000
+"""What a manifest allows per window; a device caches this many numbers for each of its windows."""
 
 
 def adapt(
-    module: nn.Module, spec: AdapterSpec, schema: InputSchema, window: WindowSpec, seed: int = 0
+    module: nn.Module, spec: AdapterSpec, schema: InputSchema, window: WindowSpec, *, seed: int = 0
 ) -> AdaptedModule:
     """Fold, freeze and adapt a copy of a module; the module itself stays as it is.
 
@@ -129,11 +131,16 @@ def export(
             f"the module returns {classes} logits, the schema has {len(schema.classes)} classes",
             "replace the head (fresh_classes, --fresh-head) or correct the schema",
         )
+    if feature_size > MAX_FEATURES:
+        raise ExportError(
+            f"the first adapter reads {feature_size:,} numbers per window, expected at most {MAX_FEATURES:,}",
+            "move the adapters behind a pooling layer",
+        )
     measured = parity.measure(module, (prefix, step, predict), examples, classes)
     for output, error in vars(measured).items():
         if not error <= parity.LIMIT:
             raise ExportError(
-                f"parity: the {output} of the graphs differs from torch by {error:.1e}, limit {parity.LIMIT:.0e}",
+                f"parity: expected the {output} within {parity.LIMIT:.0e} of torch, got {error:.1e}",
                 "look for layers that mix the samples of a batch, or for values beyond the range of float32",
             )
     members = {PREFIX: prefix, STEP: step, PREDICT: predict, ADAPTER: write_adapter(adapter.numpy())}

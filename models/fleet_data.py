@@ -70,7 +70,7 @@ class SourceDevices(pl.LightningDataModule):
         windows = self.windows
         sizes = torch.bincount(windows.group).double()
         devices = torch.zeros(int(windows.y.max()) + 1).double()
-        for group in windows.group.unique():
+        for group in sizes.nonzero():
             devices[windows.y[windows.group == group][0]] += 1
         weights = 1 / (sizes[windows.group] * devices[windows.y])
         random = torch.Generator().manual_seed(self.seed)

@@ -5,6 +5,7 @@ found by symbolic tracing, or, where a module cannot be traced, inside every `nn
 folded stays as it is: evaluation BatchNorm can be exported, too.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Collection, Iterator
 
@@ -14,8 +15,8 @@ from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from models.errors import ExportError
 
-FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def fold_batch_norm(module: nn.Module, example: Tensor, keep: Collection[str] = ()) -> int:
@@ -43,10 +44,11 @@ def fold_batch_norm(module: nn.Module, example: Tensor, keep: Collection[str] = 
     folded = 0
     for name, norm_name in pairs:
         layer, norm = module.get_submodule(name), module.get_submodule(norm_name)
-        once = shared[id(layer)] == 1 and shared[id(norm)] == 1
-        if once and norm_name not in keep and _fits(layer, norm):
-            fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-            _replace(module, name, fuse(layer, norm))  # type: ignore[operator]  # a pair that fits, see above
+        if shared[id(layer)] != 1 or shared[id(norm)] != 1 or norm_name in keep:
+            continue
+        fused = _fused(layer, norm)
+        if fused is not None:
+            _replace(module, name, fused)
             _replace(module, norm_name, nn.Identity())
             folded += 1
     with torch.no_grad():
@@ -58,14 +60,17 @@ def fold_batch_norm(module: nn.Module, example: Tensor, keep: Collection[str] = 
     return folded
 
 
-def _fits(layer: nn.Module, norm: nn.Module) -> bool:
-    # Exact types: a parametrised layer (weight norm) would lose its parametrisation.
-    if type(layer) not in FOLDABLE or not isinstance(norm, NORMS):
-        return False
-    if layer.weight.shape[0] != norm.num_features:
-        return False
+def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module | None:
+    """Return the two as one layer, or None where they are not such a pair."""
     # Without running statistics BatchNorm depends on the batch and cannot be folded.
-    return not layer.training and not norm.training and norm.running_mean is not None
+    if not isinstance(norm, NORMS) or norm.running_mean is None or layer.training or norm.training:
+        return None
+    # Exact types: a parametrised layer (weight norm) would lose its parametrisation.
+    if type(layer) is nn.Linear and layer.out_features == norm.num_features:
+        return fuse_linear_bn_eval(layer, norm)
+    if type(layer) in CONVOLUTIONS and layer.out_channels == norm.num_features:
+        return fuse_conv_bn_eval(layer, norm)  # type: ignore[type-var]  # one of CONVOLUTIONS
+    return None
 
 
 def _traced_pairs(module: nn.Module) -> Iterator[tuple[str, str]]:
@@ -86,7 +91,7 @@ def _sequential_pairs(module: nn.Module) -> Iterator[tuple[str, str]]:
     for prefix, sequence in module.named_modules():
         if isinstance(sequence, nn.Sequential):
             names = [f"{prefix}.{name}" if prefix else name for name, _ in sequence.named_children()]
-            yield from zip(names, names[1:], strict=False)
+            yield from itertools.pairwise(names)
 
 
 def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:

@@ -54,7 +54,11 @@ def reference(
 
 
 def measure(
-    module: AdaptedModule, members: tuple[bytes, bytes, bytes], windows: Tensor, classes: int, batches: int = 3
+    module: AdaptedModule,
+    members: tuple[bytes, bytes, bytes],
+    windows: Tensor,
+    classes: int,
+    batches: int = 3,
 ) -> Parity:
     """Compare the graphs with torch on random adapters and batches; the last batch is short.
 

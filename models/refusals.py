@@ -23,12 +23,12 @@ def check_layers(module: nn.Module) -> None:
     for name, layer in module.named_modules():
         if isinstance(layer, (nn.RNNBase, nn.RNNCellBase)):
             raise ExportError(
-                f"layer {name.removeprefix('backbone.')!r}: {type(layer).__name__} is recurrent, which is not supported",
+                f"layer {_shown(name)!r}: {type(layer).__name__} is recurrent, which is not supported",
                 "use convolutions or attention over time instead",
             )
         if isinstance(layer, STOCHASTIC) and layer.training:
             raise ExportError(
-                f"layer {name.removeprefix('backbone.')!r}: {type(layer).__name__} is in training mode",
+                f"layer {_shown(name)!r}: {type(layer).__name__} is in training mode",
                 "call module.eval() before the export",
             )
 
@@ -61,8 +61,8 @@ def check_graph(
             if transposed or groups != 1:
                 layer = _layer_of(node.args[1], traced, owners, trainable)
                 raise ExportError(
-                    f"layer {layer!r}: a {'transposed' if transposed else 'grouped'} convolution below an adapter "
-                    "is not supported",
+                    f"layer {layer!r}: a {'transposed' if transposed else 'grouped'} convolution "
+                    "below an adapter is not supported",
                     "put the first adapter after it, or use an ordinary convolution",
                 )
 
@@ -78,4 +78,9 @@ def _layer_of(
         elif weight.op == "get_attr":
             value = getattr(traced, str(weight.target))
             name = owners.get(value.data_ptr(), "?") if isinstance(value, Tensor) else "?"
-    return name.removeprefix("backbone.").rpartition(".")[0] or name
+    return _shown(name).rpartition(".")[0] or name
+
+
+def _shown(name: str) -> str:
+    """Name a layer of an adapted module as the user's module does."""
+    return name.removeprefix("backbone.")

@@ -25,10 +25,10 @@ from models.errors import ExportError
 from models.refusals import check_graph, check_layers
 
 CHEAP = {
-    "_to_copy", "_unsafe_view", "abs", "add", "alias", "clone", "detach", "div", "expand", "flatten", "gelu",
-    "getitem", "hardswish", "hardtanh", "layer_norm", "leaky_relu", "mul", "native_layer_norm", "neg", "permute",
-    "pow", "relu", "reshape", "rsqrt", "select", "sigmoid", "silu", "slice", "sqrt", "squeeze", "sub", "t",
-    "tanh", "transpose", "unflatten", "unsqueeze", "view",
+    "_to_copy", "_unsafe_view", "abs", "add", "alias", "clone", "detach", "div", "expand",
+    "flatten", "gelu", "hardswish", "hardtanh", "leaky_relu", "mul", "native_layer_norm", "neg",
+    "permute", "pow", "relu", "reshape", "rsqrt", "select", "sigmoid", "silu", "slice", "split",
+    "sqrt", "squeeze", "sub", "t", "tanh", "transpose", "unflatten", "unsqueeze", "view",
 }  # fmt: skip
 """Operators that cost less to repeat in every step than their result costs to keep for every window."""
 
@@ -95,11 +95,11 @@ def cut(module: nn.Module, trainable: Sequence[str], window: Tensor) -> Cut:
     consumed = {source for node in tail for source in node.all_input_nodes} & (of_window - tail)
     kept = _smallest(nodes, consumed, of_window)
     twins = dict(zip(nodes, other_nodes, strict=True))
-    boundaries = [_boundary(node, twins[node], batch) for node in kept]
+    boundaries = {node: _boundary(node, twins[node], batch) for node in kept}
     return Cut(
-        _prefix(graph, window_node, kept, boundaries, batch),
-        _tail(graph, parameters, kept, boundaries, logits, batch),
-        sum(boundary.size(batch) for boundary in boundaries),
+        _prefix(graph, window_node, boundaries, batch),
+        _tail(graph, parameters, boundaries, logits, batch),
+        sum(boundary.size(batch) for boundary in boundaries.values()),
         logits.meta["val"].shape[1],
     )
 
@@ -111,7 +111,12 @@ def _trace(module: nn.Module, trainable: Sequence[str], window: Tensor) -> fx.Gr
     def forward(values: list[Tensor], window: Tensor) -> Tensor:
         logits = functional_call(module, dict(zip(trainable, values, strict=True)), (window,))
         batch = window.shape[0]
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != batch or logits.shape[1] < 2:
+        if (
+            not isinstance(logits, Tensor)
+            or logits.dim() != 2
+            or logits.shape[0] != batch
+            or logits.shape[1] < 2
+        ):
             got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ExportError(
                 f"the module returns {got}, expected one tensor [{batch}, classes]", "return the logits only"
@@ -134,7 +139,7 @@ def _trace(module: nn.Module, trainable: Sequence[str], window: Tensor) -> fx.Gr
     except Exception as error:  # a user's forward may fail under tracing in any way
         reason = str(error).strip().partition("\n")[0]
         raise ExportError(
-            f"the module cannot be traced with {window.shape[0]} windows of {list(window.shape[1:])}: {reason}",
+            f"the module cannot be traced with windows of {list(window.shape)}: {reason}",
             "remove control flow that depends on the data (if, while, .item()) and fixed batch sizes",
         ) from error
     finally:
@@ -205,19 +210,19 @@ def _boundary(node: fx.Node, other: fx.Node, batch: int) -> Boundary:
     changed = sum(a != b for a, b in zip(value.shape, other.meta["val"].shape, strict=True))
     if len(grown) != 1 or changed != 1:
         raise ExportError(
-            f"{node.target} hands {list(value.shape)} to the adapters, where no single dimension is the batch",
+            f"{node.target} hands {list(value.shape)} to the adapters, and no single dimension is the batch",
             "keep one batch dimension up to the first adapted layer; never mix the samples of a batch",
         )
     return Boundary(tuple(value.shape), grown[0], value.dtype)
 
 
 def _prefix(
-    traced: fx.GraphModule, window: fx.Node, kept: list[fx.Node], boundaries: list[Boundary], batch: int
+    traced: fx.GraphModule, window: fx.Node, boundaries: dict[fx.Node, Boundary], batch: int
 ) -> fx.GraphModule:
     graph = fx.Graph()
     copies = {window: graph.placeholder("window")}
     flat = []
-    for node, boundary in zip(kept, boundaries, strict=True):
+    for node, boundary in boundaries.items():
         value = _copy(node, graph, copies)
         if boundary.dtype != torch.float32:
             value = graph.call_function(torch.Tensor.to, (value, torch.float32))
@@ -230,8 +235,7 @@ def _prefix(
 def _tail(
     traced: fx.GraphModule,
     parameters: list[fx.Node],
-    kept: list[fx.Node],
-    boundaries: list[Boundary],
+    boundaries: dict[fx.Node, Boundary],
     logits: fx.Node,
     batch: int,
 ) -> fx.GraphModule:
@@ -239,7 +243,7 @@ def _tail(
     copies = {node: graph.placeholder(f"parameter_{i}") for i, node in enumerate(parameters)}
     features = graph.placeholder("features")
     start = 0
-    for node, boundary in zip(kept, boundaries, strict=True):
+    for node, boundary in boundaries.items():
         stop = start + boundary.size(batch)
         value = graph.call_function(operator.getitem, (features, (slice(None), slice(start, stop))))
         moved = list(boundary.shape)

@@ -93,9 +93,9 @@ def trace_step(cut: Cut, shapes: Sequence[torch.Size], batch: int) -> fx.GraphMo
     )
     try:
         with sdpa_kernel(SDPBackend.MATH):
-            return make_fx(
-                step, decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True
-            )(*inputs)
+            return make_fx(step, decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True)(
+                *inputs
+            )
     except ExportError:
         raise
     except Exception as error:  # autograd and the decompositions raise all kinds
@@ -106,7 +106,7 @@ def trace_step(cut: Cut, shapes: Sequence[torch.Size], batch: int) -> fx.GraphMo
         ) from error
 
 
-def convolution_backward(
+def convolution_backward(  # noqa: PLR0917 - the operator's signature
     gradient: Tensor,
     value: Tensor,
     weight: Tensor,
@@ -142,7 +142,9 @@ def convolution_backward(
     if output_mask[1]:
         kernels, rows = gradient.transpose(0, 1), value.transpose(0, 1)
         zeros = [0] * len(dimensions)
-        of_weight = convolution(rows, kernels, None, dilation, padding, stride, False, zeros, 1).transpose(0, 1)
+        of_weight = convolution(rows, kernels, None, dilation, padding, stride, False, zeros, 1).transpose(
+            0, 1
+        )
         for i in dimensions:
             # The same unread rows would appear as kernel positions that do not exist.
             of_weight = of_weight.narrow(2 + i, 0, weight.shape[2 + i])

@@ -23,8 +23,9 @@ The manifest names the SHA-256 of every other member. This module works on bytes
 import hashlib
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 import numpy as np
 import safetensors.numpy
@@ -34,7 +35,7 @@ from safetensors import SafetensorError
 from protocol import cbor, records
 from protocol.errors import ArtifactError
 from protocol.input_schema import InputSchema, WindowSpec
-from protocol.signing import PrivateKey, PublicKey, sign, signed_payload, verify
+from protocol.signing import ENVELOPE_BYTES, PrivateKey, PublicKey, sign, signed_payload, verify
 
 FORMAT_VERSION = 1
 MANIFEST, PREFIX, STEP, PREDICT, ADAPTER = (
@@ -49,6 +50,7 @@ MAX_PACKAGE_BYTES = 512 * 1024 * 1024
 MAX_MANIFEST_BYTES = 1024 * 1024
 MAX_PARAMETERS = 4_000_000
 CONTEXT = b"graftwork/1/package"
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,9 @@ def pack(manifest: Manifest, members: Mapping[str, bytes], key: PrivateKey) -> b
     Raises:
         ArtifactError: `members` are not those of the manifest.
     """
-    _check_members(manifest, members)
+    _check_names(manifest, members)
+    for name, content in members.items():
+        _check_hash(name, manifest.files[name], hashlib.sha256(content).digest())
     signed = sign(cbor.encode(records.to_numbered(manifest)), key, CONTEXT)
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
@@ -163,18 +167,46 @@ def unpack(data: bytes, publisher: PublicKey | None) -> ModelPackage:
         SignatureError: the manifest is not signed by `publisher`.
         ArtifactError: the archive is malformed or does not match its manifest.
     """
-    members = _read_archive(data)
-    signed = members.pop(MANIFEST, None)
-    if signed is None:
-        raise ArtifactError(f"not a model package: no {MANIFEST} inside")
-    if publisher is None:
-        payload = signed_payload(signed, limit=MAX_MANIFEST_BYTES)
-    else:
-        payload = verify(signed, publisher, CONTEXT, limit=MAX_MANIFEST_BYTES)
-    manifest = records.from_numbered(Manifest, cbor.decode(payload, limit=MAX_MANIFEST_BYTES))
-    _check_members(manifest, members)
+    parts: dict[str, bytearray] = {}
+
+    def write(name: str, block: bytes) -> None:
+        parts.setdefault(name, bytearray()).extend(block)
+
+    manifest = extract(io.BytesIO(data), publisher, write)
+    members = {name: bytes(content) for name, content in parts.items()}
     adapter = read_adapter(members[ADAPTER], manifest.parameters)
     return ModelPackage(manifest, members, adapter, hashlib.sha256(data).digest())
+
+
+def extract(
+    stream: BinaryIO, publisher: PublicKey | None, write: Callable[[str, bytes], None]
+) -> Manifest:
+    """Check an archive block by block, so that a large package never stands in memory as a whole.
+
+    Args:
+        stream: the archive, open for reading and seekable.
+        publisher: who must have signed the manifest; None skips the signature.
+        write: takes (member, next block of its content). Nothing of it may be used before this returns.
+
+    Raises:
+        SignatureError: the manifest is not signed by `publisher`.
+        ArtifactError: the archive is malformed or does not match its manifest.
+    """
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            infos = _check_infos(archive.infolist())
+            manifest = _read_manifest(archive.read(infos.pop(MANIFEST)), publisher)
+            _check_names(manifest, infos)
+            for name, info in infos.items():
+                digest = hashlib.sha256()
+                with archive.open(info) as member:
+                    for block in iter(lambda: member.read(_BLOCK_BYTES), b""):  # noqa: B023 - used at once
+                        digest.update(block)
+                        write(name, block)
+                _check_hash(name, manifest.files[name], digest.digest())
+    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, OSError, RuntimeError) as error:
+        raise ArtifactError(f"not a readable archive: {error}") from error
+    return manifest
 
 
 def write_adapter(adapter: NDArray[np.float32]) -> bytes:
@@ -200,31 +232,38 @@ def read_adapter(data: bytes, parameters: int) -> NDArray[np.float32]:
     return adapter
 
 
-def _read_archive(data: bytes) -> dict[str, bytes]:
-    if len(data) > MAX_PACKAGE_BYTES:
-        raise ArtifactError(f"expected at most {MAX_PACKAGE_BYTES} bytes, got {len(data)}")
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as file:
-            infos = file.infolist()
-            for info in infos:
-                # Stored members cannot unfold into more bytes than the archive has.
-                if info.compress_type != zipfile.ZIP_STORED or info.file_size > len(data):
-                    raise ArtifactError(f"member {info.filename!r}: expected a stored member")
-            if len({info.filename for info in infos}) != len(infos):
-                raise ArtifactError("a member stands in the archive twice")
-            return {info.filename: file.read(info) for info in infos}
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, OSError, RuntimeError) as error:
-        raise ArtifactError(f"not a readable archive: {error}") from error
+def _check_infos(infos: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+    if sum(info.file_size for info in infos) > MAX_PACKAGE_BYTES:
+        raise ArtifactError(f"expected at most {MAX_PACKAGE_BYTES} bytes")
+    for info in infos:
+        # Stored members cannot unfold into more bytes than the archive has.
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+            raise ArtifactError(f"member {info.filename!r}: expected a stored member")
+    members = {info.filename: info for info in infos}
+    if len(members) != len(infos):
+        raise ArtifactError("a member stands in the archive twice")
+    if MANIFEST not in members or members[MANIFEST].file_size > MAX_MANIFEST_BYTES + ENVELOPE_BYTES:
+        raise ArtifactError(f"not a model package: no {MANIFEST} inside")
+    return members
 
 
-def _check_members(manifest: Manifest, members: Mapping[str, bytes]) -> None:
-    if set(members) != set(manifest.files):
-        odd = min(set(members) ^ set(manifest.files))
-        raise ArtifactError(f"member {odd!r} is missing or not in the manifest")
-    for name, digest in manifest.files.items():
-        found = hashlib.sha256(members[name]).digest()
-        if found != digest:
-            raise ArtifactError(f"member {name!r}: expected SHA-256 {digest.hex()}, got {found.hex()}")
+def _read_manifest(signed: bytes, publisher: PublicKey | None) -> Manifest:
+    if publisher is None:
+        payload = signed_payload(signed, limit=MAX_MANIFEST_BYTES)
+    else:
+        payload = verify(signed, publisher, CONTEXT, limit=MAX_MANIFEST_BYTES)
+    return records.from_numbered(Manifest, cbor.decode(payload, limit=MAX_MANIFEST_BYTES))
+
+
+def _check_names(manifest: Manifest, members: Mapping[str, object]) -> None:
+    odd = set(members) ^ set(manifest.files)
+    if odd:
+        raise ArtifactError(f"member {min(odd)!r} is missing or not in the manifest")
+
+
+def _check_hash(name: str, expected: bytes, found: bytes) -> None:
+    if found != expected:
+        raise ArtifactError(f"member {name!r}: expected SHA-256 {expected.hex()}, got {found.hex()}")
 
 
 __all__ = [
@@ -237,6 +276,7 @@ __all__ = [
     "ModelPackage",
     "Parity",
     "Segment",
+    "extract",
     "pack",
     "read_adapter",
     "unpack",

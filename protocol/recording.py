@@ -23,6 +23,8 @@ UNLABELLED = -1
 _BLOCK_BYTES = 256 * 1024
 _LINE_BYTES = 1024 * 1024
 _BATCH_ROWS = 65_536
+# From half a step above the largest float32 on, rounding goes to infinity.
+_FLOAT32_LIMIT = 2.0**128 - 2.0**103
 # What numpy.loadtxt takes; float() alone would also take "1_000" and digits of other scripts.
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
@@ -223,7 +225,7 @@ def _number(cell: str, line: int, column: int, layout: _Layout) -> float:
     if not _NUMBER.fullmatch(cell.strip()):
         raise layout.error(line, column, "a finite number", cell)
     value = float(cell)
-    if abs(value) > np.finfo(np.float32).max:
+    if abs(value) >= _FLOAT32_LIMIT:
         raise layout.error(line, column, "a number in the range of float32", cell)
     return value
 

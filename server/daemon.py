@@ -7,11 +7,11 @@ import threading
 import time
 from pathlib import Path
 
+from runtime.keys import load_or_make
+from runtime.link import Connected, Disconnected, Link, Received
 from server.config import ServerConfig
 from server.coordinator import Coordinator
 from server.store import Store
-from runtime.keys import load_or_make
-from runtime.link import Connected, Disconnected, Link, Received
 
 log = logging.getLogger(__name__)
 

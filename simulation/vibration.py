@@ -130,7 +130,7 @@ def machines(seed: int) -> tuple[Machine, ...]:
             background=_between(random, 0.1, 0.3),
             neighbour=_between(random, 0.0, 0.5),
             neighbour_hz=_between(random, 45.0, 320.0),
-            severity=_between(random, 0.8, 1.2) * 1.15,
+            severity=_between(random, 0.8, 1.2),
         )
         for domain, (
             role,
@@ -255,7 +255,7 @@ def _impacts(turns: Signal, per_turn: float, slip: float, random: np.random.Gene
 def _resonate(force: Signal, machine: Machine) -> Signal:
     """Pass a force through the mounting resonance: a decaying sine as impulse response."""
     decay = 1.0 - 2.0 * 3.141592653589793 * machine.damping * machine.resonance_hz / SAMPLE_RATE_HZ
-    taps = np.arange(min(len(force), 160))
+    taps = np.arange(min(len(force), 160), dtype=np.float64)
     response = np.multiply.accumulate(np.full(len(taps), decay)) * sine(
         (taps + 1) * (machine.resonance_hz / SAMPLE_RATE_HZ)
     )

@@ -1,0 +1,142 @@
+"""graftwork-agent: run the agent, look at its state, check its configuration, print its key."""
+
+import argparse
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from agent.config import AgentConfig, load
+from agent.errors import AgentError
+from protocol.errors import ProtocolError
+from runtime.errors import SetupError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.DEBUG if options.verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    try:
+        status: int = options.command(options, load(options.config))
+    except (AgentError, SetupError, ProtocolError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("graftwork-agent", description=__doc__)
+    parser.add_argument(
+        "--config", type=Path, default=Path("agent.toml"), help="configuration file (default: agent.toml)"
+    )
+    parser.add_argument("--verbose", action="store_true", help="log every detail")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(command=function)
+        return command
+
+    add("run", _run, "take part in the federation until stopped")
+    status = add("status", _status, "show what the device holds: package, release, gate, outbox")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    add("check-config", _check_config, "check configuration, keys, source folder and recordings")
+    add("key", _key, "print the device's public key, made on first use, for `graftwork-server devices add`")
+    return parser
+
+
+def _run(_options: argparse.Namespace, config: AgentConfig) -> int:
+    from agent import daemon  # noqa: PLC0415 - the other commands need no engine
+
+    daemon.run(config)
+    return 0
+
+
+def _status(options: argparse.Namespace, config: AgentConfig) -> int:
+    from agent.daemon import STORE_FILE  # noqa: PLC0415
+    from agent.store import Store  # noqa: PLC0415
+
+    path = Path(config.state_directory) / STORE_FILE
+    if not path.exists():
+        raise AgentError(f"{path}: the agent has not run yet")
+    with contextlib.closing(Store(path)) as store:
+        state, outbox = store.state(), store.outbox()
+        facts = {
+            "device": config.device,
+            "federation": config.federation,
+            "package": state.package.hex() or None,
+            "package_version": state.version or None,
+            "release": state.release if state.release >= 0 else None,
+            "uses": store.text("choice") or None,
+            "gain": float(store.text("gain") or 0),
+            "held_out_windows": store.number("holdout_windows", 0),
+            "training_windows": store.number("windows", 0),
+            "newest_round_answered": state.answered or None,
+            "updates_without_receipt": len(outbox),
+        }
+    if options.json:
+        print(json.dumps(facts))
+    else:
+        for name, value in facts.items():
+            print(f"{name.replace('_', ' '):26} {'-' if value is None else value}")
+    return 0
+
+
+def _check_config(_options: argparse.Namespace, config: AgentConfig) -> int:
+    from agent.daemon import KEY_FILE  # noqa: PLC0415
+    from agent.sources import SUFFIXES  # noqa: PLC0415
+    from runtime.keys import load_or_make  # noqa: PLC0415
+
+    key = load_or_make(Path(config.state_directory) / KEY_FILE)
+    directory = Path(config.source.directory)
+    if not directory.is_dir():
+        raise AgentError(f"source.directory: there is no folder {directory}")
+    recordings = [path for path in directory.iterdir() if path.suffix in SUFFIXES]
+    print(f"configuration  good: device {config.device} of federation {config.federation}")
+    print(f"key            {key.public.raw.hex()}")
+    print(f"broker         {config.broker.host}:{config.broker.port}")
+    print(f"recordings     {len(recordings)} in {directory}")
+    return _check_recordings(config)
+
+
+def _check_recordings(config: AgentConfig) -> int:
+    """Read every recording once, when a package that says what they hold is installed."""
+    from agent.daemon import STORE_FILE  # noqa: PLC0415
+    from agent.installation import Installation  # noqa: PLC0415
+    from agent.sources import Source  # noqa: PLC0415
+    from agent.store import Store  # noqa: PLC0415
+
+    state = Path(config.state_directory)
+    if not (state / STORE_FILE).exists():
+        print("               not read: no package is installed that says what they hold")
+        return 0
+    with contextlib.closing(Store(state / STORE_FILE)) as store:
+        package = store.state().package
+    if not package:
+        print("               not read: no package is installed that says what they hold")
+        return 0
+    schema = Installation(state / "packages", ()).manifest(package).schema
+    source = Source(config.source, lambda: 0.0)
+    for listing in source.list(schema):
+        source.read(listing.path, schema)
+    for problem in source.problems.values():
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if source.problems else 0
+
+
+def _key(_options: argparse.Namespace, config: AgentConfig) -> int:
+    from agent.daemon import KEY_FILE  # noqa: PLC0415
+    from runtime.keys import load_or_make  # noqa: PLC0415
+
+    print(load_or_make(Path(config.state_directory) / KEY_FILE).public.raw.hex())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

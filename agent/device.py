@@ -1,0 +1,376 @@
+"""The agent's conductor: messages and time in, commits and publications out.
+
+It feeds the state machine (participant.py) and performs what that decides. Order within each step: check,
+commit, publish; what was not received is published again, after each reconnect and from time to time. The
+link, the clock and the main loop are not handled here.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from agent import participant
+from agent.config import AgentConfig
+from agent.download import Download
+from agent.engine import Engine
+from agent.errors import AgentError
+from agent.features import FeatureCache
+from agent.installation import Installation
+from agent.learner import Learner, resources
+from agent.onnxruntime_engine import OnnxruntimeEngine
+from agent.sources import Source
+from agent.store import Store
+from agent.update import make_update
+from protocol.errors import ProtocolError
+from protocol.messages import (
+    Announcement,
+    Chunk,
+    DeviceState,
+    Receipt,
+    Release,
+    Report,
+    Round,
+    TrainingPolicy,
+    release_adapter,
+    seal,
+    unseal,
+)
+from protocol.package import ADAPTER, Manifest, read_adapter
+from protocol.signing import PrivateKey, PublicKey
+from protocol.topics import ALL, DOWN, Topics
+
+log = logging.getLogger(__name__)
+
+RESEND_SECONDS = 20.0
+SOURCE_SECONDS = 10.0
+"""How often the source is looked at for new recordings."""
+
+Publish = Callable[[str, bytes, bool], bool]
+MakeEngine = Callable[[Path, Manifest, int], Engine]
+
+
+def onnxruntime_engine(directory: Path, manifest: Manifest, threads: int) -> Engine:
+    """The default engine."""
+    return OnnxruntimeEngine(directory, manifest, threads=threads)
+
+
+class DeviceAgent:
+    """One device in one federation."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        store: Store,
+        key: PrivateKey,
+        publish: Publish,
+        now: Callable[[], float],
+        *,
+        make_engine: MakeEngine = onnxruntime_engine,
+        traffic: Callable[[], tuple[int, int]] = lambda: (0, 0),
+    ) -> None:
+        """Go on from what the store holds.
+
+        Args:
+            config: the agent's configuration.
+            store: the device's memory.
+            key: the device's signing key.
+            publish: (topic, payload, retain) -> handed to the broker.
+            now: Unix seconds.
+            make_engine: opens an installed package.
+            traffic: bytes (up, down) so far, for the report.
+        """
+        self._config = config
+        self._store = store
+        self._key = key
+        self._publish = publish
+        self._now = now
+        self._make_engine = make_engine
+        self._traffic = traffic
+        self._topics = Topics(config.federation)
+        self._server = PublicKey.from_hex(config.server_key)
+        self._installation = Installation(
+            Path(config.state_directory) / "packages", [PublicKey.from_hex(k) for k in config.publishers]
+        )
+        self._source = Source(config.source, now)
+        self._session = int(now() * 1000)
+        self._state = store.state()
+        self._learner: Learner | None = None
+        self._announcement: Announcement | None = None
+        self._download: Download | None = None
+        self._resend_at = 0.0
+        self._look_at = 0.0
+        self._labelled = 0
+        if self._state.package:
+            self._open_package(store.policy())
+
+    @property
+    def subscriptions(self) -> list[str]:
+        """Topics that the device listens to."""
+        down = [self._topics.down(self._config.device, kind) for kind in DOWN]
+        return down + [self._topics.all(kind) for kind in ALL]
+
+    def will(self) -> tuple[str, bytes]:
+        """What the broker tells the server when the device is gone."""
+        return self._sealed_state(online=False)
+
+    def connected(self) -> None:
+        """Say what the device runs, and send again what has no receipt."""
+        if self._download:
+            self._download.restart()
+        self._publish_state()
+        self._resend()
+
+    def handle(self, topic: str, payload: bytes) -> None:
+        """Take one message; what is not signed by the server is dropped."""
+        handlers: dict[str, tuple[type, Callable[[Any], None]]] = {
+            self._topics.all("announcement"): (Announcement, self._on_announcement),
+            self._topics.all("release"): (Release, self._on_release),
+            self._topics.all("round"): (Round, self._on_round),
+            self._topics.down(self._config.device, "receipt"): (Receipt, self._on_receipt),
+            self._topics.down(self._config.device, "chunk"): (Chunk, self._on_chunk),
+        }
+        if topic not in handlers or not payload:
+            return
+        kind, handler = handlers[topic]
+        try:
+            handler(unseal(kind, payload, self._server, topic))
+        except ProtocolError as error:
+            log.warning("dropped a message on %s: %s", topic, error)
+
+    def tick(self) -> None:
+        """Ask for missing chunks, look for new recordings, send again what has no receipt."""
+        now = self._now()
+        self._request_chunks()
+        if now >= self._look_at and self._learner:
+            self._look_at = now + SOURCE_SECONDS
+            self._look()
+        if now >= self._resend_at:
+            self._resend()
+
+    # Messages
+
+    def _on_announcement(self, announcement: Announcement) -> None:
+        if self._announcement is None or announcement.version >= self._announcement.version:
+            self._announcement = announcement
+        learner = self._learner
+        if (
+            learner
+            and announcement.version == self._state.version
+            and learner.policy != announcement.training
+        ):
+            self._store.set_policy(announcement.training)
+            learner.policy = announcement.training
+        self._step(participant.on_announcement(self._state, announcement))
+
+    def _on_release(self, release: Release) -> None:
+        self._step(participant.on_release(self._state, release))
+
+    def _on_round(self, current: Round) -> None:
+        self._step(participant.on_round(self._state, self._config.device, current))
+
+    def _on_receipt(self, receipt: Receipt) -> None:
+        self._step(participant.on_receipt(self._state, receipt))
+
+    def _on_chunk(self, chunk: Chunk) -> None:
+        download, announcement = self._download, self._announcement
+        if download is None or announcement is None or not download.receive(chunk):
+            return
+        self._installation.write_chunk(download.artifact, chunk.index, chunk.data)
+        if download.complete:
+            self._finish_download(announcement)
+        else:
+            self._request_chunks()
+
+    # Actions of the state machine
+
+    def _step(self, step: participant.Step) -> None:
+        self._state, actions = step
+        for action in actions:
+            if isinstance(action, participant.FetchPackage):
+                self._fetch(action.announcement)
+            elif isinstance(action, participant.AdoptRelease):
+                self._adopt(action.release)
+            elif isinstance(action, participant.AnswerRound):
+                self._answer(action.round)
+            else:
+                self._clear(action.receipt)
+
+    def _fetch(self, announcement: Announcement) -> None:
+        self._announcement = announcement
+        artifact = announcement.package
+        self._download = Download(artifact, self._installation.have(artifact))
+        log.info("fetching package %s: %d bytes", announcement.name, artifact.size)
+        if self._download.complete:
+            self._finish_download(announcement)
+        else:
+            self._request_chunks()
+
+    def _finish_download(self, announcement: Announcement) -> None:
+        self._download = None
+        sha256 = announcement.package.sha256
+        try:
+            manifest = self._installation.install(announcement.package)
+        except ProtocolError as error:
+            log.error("the package %s is refused: %s", announcement.name, error)
+            return
+        initial = read_adapter((self._installation.path(sha256) / ADAPTER).read_bytes(), manifest.parameters)
+        self._store.install(announcement.version, sha256, initial, announcement.training)
+        self._installation.keep_only(sha256)
+        log.info("installed package %s", announcement.name)
+        self._open_package(announcement.training)
+        self._step(participant.on_installed(self._state, announcement.version, sha256))
+        self._look()
+
+    def _open_package(self, policy: TrainingPolicy) -> None:
+        package = self._store.state().package
+        manifest, directory = self._installation.manifest(package), self._installation.path(package)
+        cache = FeatureCache(
+            Path(self._config.state_directory) / "features",
+            manifest,
+            limit_bytes=self._config.limits.feature_cache_bytes,
+        )
+        self._learner = Learner(
+            self._make_engine(directory, manifest, self._config.limits.threads),
+            manifest,
+            self._source,
+            cache,
+            policy=policy,
+            maximum_windows=self._config.limits.training_windows,
+            seed=f"{self._config.seed} {self._config.device} ".encode(),
+        )
+
+    def _adopt(self, release: Release) -> None:
+        learner = self._require_learner()
+        adapter = release_adapter(release, learner.manifest.parameters)
+        local, initial = self._store.adapter("local"), self._store.adapter("initial")
+        if local is None or initial is None:
+            raise AgentError("the store lost its adapters; remove the state directory")
+        learned = learner.learn(release.adapter_sha256, adapter, local, initial)
+        facts = {
+            "fingerprint": learned.fingerprint,
+            "windows": str(learned.windows),
+            "loss_before": repr(learned.loss_before),
+            "loss_after": repr(learned.loss_after),
+            "holdout_windows": str(learned.holdout_windows),
+            "gain": repr(learned.decision.gain),
+        }
+        self._store.adopt(
+            release.number, release.adapter_sha256, dict(learned.adapters), learned.decision.choice, facts
+        )
+        log.info(
+            "release=%d windows=%d held_out=%d uses=%s gain=%.3f",
+            release.number, learned.windows, learned.holdout_windows,
+            learned.decision.choice, learned.decision.gain,
+        )  # fmt: skip
+        self._step(participant.on_adopted(self._state, release))
+        self._report(release.number, learned.decision.choice)
+        self._look()
+        self._publish_state()
+
+    def _answer(self, current: Round) -> None:
+        learner = self._require_learner()
+        base, personal = self._store.adapter("global"), self._store.adapter("personal")
+        if base is None or personal is None:
+            raise AgentError("the store lost its adapters; remove the state directory")
+        windows = self._store.number("windows", 0)
+        if learner.inventory().fingerprint != self._store.text("fingerprint"):
+            personal = learner.personalise(current.base, base)  # labels came since the release
+        if not windows:
+            log.warning("round=%d is not answered: no labelled windows", current.number)
+            return
+        envelope = make_update(
+            base,
+            personal,
+            current,
+            learner.manifest,
+            learner.policy,
+            topics=self._topics,
+            device=self._config.device,
+            windows=windows,
+            loss_before=float(self._store.text("loss_before")),
+            loss_after=float(self._store.text("loss_after")),
+            key=self._key,
+        )
+        dropped = self._store.answer(current.number, hashlib.sha256(envelope).digest(), envelope, self._now())
+        if dropped:
+            log.warning("the outbox is full: %d of the oldest updates were dropped", dropped)
+        self._step(participant.on_answered(self._state, current.number))
+        log.info("round=%d update=%d bytes", current.number, len(envelope))
+        self._publish(self._topics.up(self._config.device, "update"), envelope, False)
+
+    def _clear(self, receipt: Receipt) -> None:
+        if self._store.clear(receipt.update):
+            level = logging.INFO if receipt.verdict in ("counted", "duplicate") else logging.WARNING
+            log.log(level, "round=%d update %s %s", receipt.round, receipt.verdict, receipt.reason)
+
+    # Publications
+
+    def _publish_state(self) -> None:
+        topic, payload = self._sealed_state(online=True)
+        self._publish(topic, payload, True)
+
+    def _sealed_state(self, *, online: bool) -> tuple[str, bytes]:
+        topic = self._topics.up(self._config.device, "state")
+        state = DeviceState(
+            online,
+            self._session,
+            self._key.public.raw,
+            _agent_version(),
+            self._state.package,
+            self._state.release if self._state.base else -1,
+            self._labelled,
+        )
+        return topic, seal(state, self._key, topic)
+
+    def _report(self, release: int, choice: str) -> None:
+        cpu_seconds, peak = resources()
+        up, down = self._traffic()
+        inventory = self._require_learner().inventory()
+        report = Report(
+            release,
+            choice,
+            self._store.number("holdout_windows", 0),
+            float(self._store.text("gain")),
+            len(inventory.labelled),
+            inventory.unlabelled_windows,
+            cpu_seconds,
+            peak,
+            up,
+            down,
+            self._require_learner().problems(),
+        )
+        topic = self._topics.up(self._config.device, "report")
+        self._publish(topic, seal(report, self._key, topic), False)
+
+    def _resend(self) -> None:
+        self._resend_at = self._now() + RESEND_SECONDS
+        for entry in self._store.outbox():
+            self._publish(self._topics.up(self._config.device, "update"), entry.envelope, False)
+
+    def _request_chunks(self) -> None:
+        request = self._download.request(self._now()) if self._download else None
+        if request:
+            topic = self._topics.up(self._config.device, "get")
+            self._publish(topic, seal(request, self._key, topic), False)
+
+    def _look(self) -> None:
+        """Tell the server when the number of labelled windows changed: it decides who is ready."""
+        labelled = len(self._require_learner().inventory().labelled)
+        if labelled != self._labelled:
+            self._labelled = labelled
+            self._publish_state()
+
+    def _require_learner(self) -> Learner:
+        if self._learner is None:
+            raise AgentError("no package is installed")
+        return self._learner
+
+
+def _agent_version() -> str:
+    try:
+        return version("graftwork")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,135 @@
+"""Packages on the device's disk: chunks into a partial file, a checked package into its own folder.
+
+A chunk is written where it belongs; after a restart the file's chunks are hashed again, so nothing but the
+file itself says what is there. A package appears under its name only when every byte of it was checked.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from agent.errors import AgentError
+from protocol import cbor, records
+from protocol.artifacts import Artifact
+from protocol.errors import ArtifactError, ProtocolError, SignatureError
+from protocol.package import ADAPTER, Manifest, extract, read_adapter
+from protocol.signing import PublicKey
+
+MANIFEST_FILE = "manifest.cbor"
+
+
+class Installation:
+    """The folder of packages."""
+
+    def __init__(self, directory: Path, publishers: Sequence[PublicKey]) -> None:
+        """Take a folder.
+
+        Args:
+            directory: for packages and partial files.
+            publishers: whose packages are installed; none: any that was announced.
+        """
+        self._directory = directory
+        self._publishers = publishers
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def have(self, artifact: Artifact) -> list[int]:
+        """Chunks of an artifact that are on disk from an earlier attempt."""
+        try:
+            with self._partial(artifact).open("rb") as file:
+                return [
+                    index
+                    for index, digest in enumerate(artifact.chunk_sha256)
+                    if hashlib.sha256(file.read(artifact.chunk_bytes)).digest() == digest
+                ]
+        except FileNotFoundError:
+            return []
+
+    def write_chunk(self, artifact: Artifact, index: int, data: bytes) -> None:
+        """Keep a checked chunk."""
+        path = self._partial(artifact)
+        for other in self._directory.glob("*.partial"):
+            if other != path:
+                other.unlink()
+        with path.open("r+b" if path.exists() else "w+b") as file:
+            file.seek(artifact.chunk_range(index)[0])
+            file.write(data)
+
+    def install(self, artifact: Artifact) -> Manifest:
+        """Check the whole package and put it into its folder.
+
+        Raises:
+            ProtocolError: it is not what was announced, or not of a known publisher; it is thrown away.
+        """
+        path = self._partial(artifact)
+        unpacked = path.with_suffix(".unpacked")
+        shutil.rmtree(unpacked, ignore_errors=True)
+        unpacked.mkdir()
+        try:
+            with path.open("rb") as stream:
+                if _digest(stream) != artifact.sha256:
+                    raise ArtifactError("the package does not have the announced hash")
+                manifest = self._extract(stream, unpacked)
+            read_adapter((unpacked / ADAPTER).read_bytes(), manifest.parameters)
+        except ProtocolError:
+            shutil.rmtree(unpacked, ignore_errors=True)
+            path.unlink()
+            raise
+        (unpacked / MANIFEST_FILE).write_bytes(cbor.encode(records.to_numbered(manifest)))
+        target = self.path(artifact.sha256)
+        shutil.rmtree(target, ignore_errors=True)
+        unpacked.replace(target)
+        path.unlink()
+        return manifest
+
+    def path(self, package: bytes) -> Path:
+        """Folder of an installed package."""
+        return self._directory / package.hex()
+
+    def manifest(self, package: bytes) -> Manifest:
+        """Description of an installed package.
+
+        Raises:
+            AgentError: it is not there or damaged.
+        """
+        path = self.path(package) / MANIFEST_FILE
+        try:
+            return records.from_numbered(Manifest, cbor.decode(path.read_bytes(), limit=1 << 20))
+        except (OSError, ProtocolError) as error:
+            raise AgentError(f"{path}: {error}; remove the state directory to fetch it anew") from error
+
+    def keep_only(self, package: bytes) -> None:
+        """Remove all other packages."""
+        for other in self._directory.iterdir():
+            if other.is_dir() and other != self.path(package):
+                shutil.rmtree(other, ignore_errors=True)
+
+    def _extract(self, stream: BinaryIO, target: Path) -> Manifest:
+        def write(name: str, block: bytes) -> None:
+            if Path(name).name != name:
+                raise ArtifactError(f"member {name!r}: expected a plain file name")
+            with (target / name).open("ab") as file:
+                file.write(block)
+
+        for publisher in self._publishers:
+            try:
+                stream.seek(0)
+                return extract(stream, publisher, write)
+            except SignatureError:
+                continue  # nothing was written yet: the manifest comes first
+        if self._publishers:
+            raise SignatureError("the package is not signed by a publisher that this device knows")
+        stream.seek(0)
+        return extract(stream, None, write)
+
+    def _partial(self, artifact: Artifact) -> Path:
+        return self._directory / f"{artifact.sha256.hex()}.partial"
+
+
+def _digest(stream: BinaryIO) -> bytes:
+    """SHA-256 of a stream, block by block (hashlib.file_digest needs Python 3.11)."""
+    digest = hashlib.sha256()
+    for block in iter(lambda: stream.read(1 << 20), b""):
+        digest.update(block)
+    return digest.digest()

@@ -1,0 +1,165 @@
+"""The device's memory: one SQLite file. What belongs together is committed together.
+
+Killed at any point, the device goes on from the last commit: a release half adopted is adopted again, an
+update is in the outbox until its receipt is here.
+"""
+
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from agent.engine import Floats
+from agent.errors import AgentError
+from agent.participant import State
+from protocol import cbor, records
+from protocol.messages import TrainingPolicy, adapter_bytes
+
+SCHEMA_VERSION = 1
+MAX_OUTBOX = 256
+"""Updates kept while there is no server; the oldest leave first, for they are worth least."""
+_SCHEMA = """
+CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE adapters (name TEXT PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE outbox (
+    sha256 BLOB PRIMARY KEY, round INTEGER NOT NULL, envelope BLOB NOT NULL, created REAL NOT NULL
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class OutboxEntry:
+    """An update without receipt."""
+
+    sha256: bytes
+    round: int
+    envelope: bytes
+    created: float
+
+
+class Store:
+    """All reads and writes of the agent."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Open or create the store; ":memory:" for tests.
+
+        Raises:
+            AgentError: the file cannot be opened, or was written by another version.
+        """
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA busy_timeout = 5000")
+            [version] = self._db.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+            elif version != SCHEMA_VERSION:
+                raise AgentError(f"{path}: expected schema version {SCHEMA_VERSION}, got {version}")
+        except sqlite3.Error as error:
+            raise AgentError(f"{path}: cannot open the store: {error}") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def state(self) -> State:
+        """Where the device stood at the last commit."""
+        return State(
+            version=self.number("version", 0),
+            package=self._fact("package") or b"",
+            release=self.number("release", -1),
+            base=self._fact("base") or b"",
+            answered=self.number("answered", 0),
+        )
+
+    def number(self, name: str, default: int) -> int:
+        """A whole number by name."""
+        value = self._fact(name)
+        return default if value is None else int(value)
+
+    def text(self, name: str) -> str:
+        """A text by name; empty when it was never set."""
+        return (self._fact(name) or b"").decode()
+
+    def adapter(self, name: str) -> Floats | None:
+        """An adapter by name, float32 [parameters]: global, local, personal or adopted."""
+        row = self._db.execute("SELECT vector FROM adapters WHERE name = ?", (name,)).fetchone()
+        return np.frombuffer(row[0], "<f4").astype(np.float32) if row else None
+
+    def policy(self) -> TrainingPolicy:
+        """How the installed package is trained; the default where none is installed."""
+        data = self._fact("policy")
+        if data is None:
+            return TrainingPolicy()
+        return records.from_numbered(TrainingPolicy, cbor.decode(data, limit=4096))
+
+    def set_policy(self, policy: TrainingPolicy) -> None:
+        """Note that the server trains the installed package otherwise from now on."""
+        with self._db:
+            self._set("policy", cbor.encode(records.to_numbered(policy)))
+
+    def install(self, version: int, package: bytes, initial: Floats, policy: TrainingPolicy) -> None:
+        """Commit a new package: training alone starts from its initial adapter."""
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._set("version", version)
+            self._set("package", package)
+            self._set("policy", cbor.encode(records.to_numbered(policy)))
+            self._set("base", b"")
+            self._db.execute("DELETE FROM adapters")
+            self._put_adapters({"local": initial, "adopted": initial, "initial": initial})
+            self._set("choice", b"backbone")
+
+    def adopt(
+        self, number: int, base: bytes, adapters: dict[str, Floats], choice: str, facts: dict[str, str]
+    ) -> None:
+        """Commit a release with the adapters trained from it and the gate's choice."""
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._set("release", number)
+            self._set("base", base)
+            self._set("choice", choice.encode())
+            for name, value in facts.items():
+                self._set(name, value.encode())
+            self._put_adapters(adapters)
+
+    def answer(self, number: int, sha256: bytes, envelope: bytes, now: float) -> int:
+        """Commit an update to the outbox and the round as answered; returns how many old ones had to go."""
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._set("answered", number)
+            self._db.execute(
+                "INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?)", (sha256, number, envelope, now)
+            )
+            dropped = self._db.execute(
+                "DELETE FROM outbox WHERE sha256 NOT IN "
+                "(SELECT sha256 FROM outbox ORDER BY round DESC LIMIT ?)",
+                (MAX_OUTBOX,),
+            )
+        return dropped.rowcount
+
+    def outbox(self) -> list[OutboxEntry]:
+        """Updates without receipt, oldest first."""
+        rows = self._db.execute("SELECT sha256, round, envelope, created FROM outbox ORDER BY round")
+        return [OutboxEntry(*row) for row in rows]
+
+    def clear(self, sha256: bytes) -> bool:
+        """Drop an update that has its receipt; False: it was not there."""
+        with self._db:
+            return bool(self._db.execute("DELETE FROM outbox WHERE sha256 = ?", (sha256,)).rowcount)
+
+    def _fact(self, name: str) -> bytes | None:
+        row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return bytes(row[0]) if row else None
+
+    def _set(self, name: str, value: bytes | int) -> None:
+        data = str(value).encode() if isinstance(value, int) else value
+        self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, data))
+
+    def _put_adapters(self, adapters: dict[str, Floats]) -> None:
+        self._db.executemany(
+            "INSERT OR REPLACE INTO adapters VALUES (?, ?)",
+            [(name, adapter_bytes(vector)) for name, vector in adapters.items()],
+        )

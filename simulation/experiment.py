@@ -1,0 +1,187 @@
+"""An experiment on disk: what goes onto each device, what it is tested on, and every configuration file.
+
+    RUN/fleet/                 the fleet directory, when it was generated
+    RUN/package.zip            the model package
+    RUN/server/server.toml     configuration and data of the server
+    RUN/devices/ID/agent.toml  configuration of an agent
+    RUN/devices/ID/spool/      its recordings: the development part, labels beyond the budget erased
+    RUN/devices/ID/state/      its key, store and feature cache
+    RUN/test/ID.npz            windows and labels that no device ever sees
+
+A device whose recordings are bad stays out and is named with the reason; the others go on.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from agent.daemon import KEY_FILE
+from protocol.fleet import Device, FleetDescription
+from protocol.messages import TrainingPolicy
+from protocol.windows import concatenate, cut
+from runtime.keys import load_or_make
+from server import daemon as server_daemon
+from simulation.errors import SimulationError
+from simulation.recordings import read_device, read_fleet, write_recording
+from simulation.splits import divide, keep_labels
+
+SERVER_CONFIG = "server.toml"
+AGENT_CONFIG = "agent.toml"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an experiment can vary."""
+
+    rounds: int = 10
+    labels_per_class: int | None = 15
+    """Labelled windows per class and device; None: all."""
+    seed: int = 0
+    training: TrainingPolicy = field(default_factory=TrainingPolicy)
+    deadline_seconds: float = 300.0
+    gather_seconds: float = 120.0
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Participant:
+    """A device of the experiment."""
+
+    device: Device
+    directory: Path
+    development_windows: int
+    labelled_windows: int
+    test_windows: int
+
+    @property
+    def config(self) -> Path:
+        """Its configuration file."""
+        return self.directory / AGENT_CONFIG
+
+    @property
+    def state(self) -> Path:
+        """Its state directory."""
+        return self.directory / "state"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run directory that is ready to start."""
+
+    directory: Path
+    fleet: FleetDescription
+    settings: Settings
+    participants: tuple[Participant, ...]
+    problems: tuple[str, ...]
+    """Recordings and devices that were left out, with the reason."""
+
+    @property
+    def federation(self) -> str:
+        """Name of the federation."""
+        return "simulation"
+
+    @property
+    def server_directory(self) -> Path:
+        """Configuration and data of the server."""
+        return self.directory / "server"
+
+    def test_set(self, device: str) -> tuple[np.ndarray, np.ndarray]:
+        """Test windows float32 [n, channels, length] and labels int64 [n] of a device."""
+        with np.load(self.directory / "test" / f"{device}.npz") as arrays:
+            return arrays["x"], arrays["y"]
+
+
+def prepare(directory: Path, fleet_directory: Path, settings: Settings) -> Experiment:
+    """Write everything but the package; `directory` must not hold another experiment.
+
+    Raises:
+        DataError: fleet.toml is malformed.
+        SimulationError: no device is left that could take part.
+    """
+    fleet = read_fleet(fleet_directory)
+    for name in ("server", "devices", "test"):
+        shutil.rmtree(directory / name, ignore_errors=True)
+        (directory / name).mkdir(parents=True)
+    participants: list[Participant] = []
+    problems: list[str] = []
+    for device in fleet.devices:
+        if device.role != "edge":
+            continue
+        data = read_device(fleet_directory, fleet, device)
+        problems += [str(error) for error in data.errors]
+        if not data.recordings:
+            continue
+        division = divide(data.recordings, fleet.split)
+        development = keep_labels(
+            division.development, fleet.schema, fleet.window, settings.labels_per_class, settings.seed
+        )
+        test = concatenate([cut(recording, fleet.window) for recording in division.test])
+        known = np.flatnonzero(test.y >= 0)
+        windows = concatenate([cut(recording, fleet.window) for recording in development])
+        labelled = int(np.count_nonzero(windows.y >= 0))
+        if not len(known) or not labelled:
+            what = "labelled test windows" if labelled else "labelled windows to train on"
+            problems.append(f"device {device.id!r}: expected {what}, found none")
+            continue
+        spool = directory / "devices" / device.id / "spool"
+        spool.mkdir(parents=True)
+        for recording in development:
+            write_recording(spool / f"{Path(recording.name).stem}.csv", recording, fleet.schema)
+        np.savez(directory / "test" / f"{device.id}.npz", x=test.x[known], y=test.y[known])
+        participants.append(Participant(device, spool.parent, len(windows.y), labelled, len(known)))
+    if not participants:
+        raise SimulationError(
+            "no device with role 'edge' can take part" + "".join(f"\n  {problem}" for problem in problems)
+        )
+    return Experiment(directory, fleet, settings, tuple(participants), tuple(problems))
+
+
+def write_configurations(experiment: Experiment, port: int, mqtt_version: str) -> None:
+    """Write the configuration of server and agents, and make their keys."""
+    settings = experiment.settings
+    server_key = load_or_make(experiment.server_directory / "data" / server_daemon.KEY_FILE)
+    broker = {"host": "127.0.0.1", "port": port, "mqtt_version": mqtt_version}
+    count = len(experiment.participants)
+    (experiment.server_directory / SERVER_CONFIG).write_text(
+        _toml(
+            {"federation": experiment.federation, "data_directory": "data", "enrolment": "closed"},
+            broker=broker,
+            round={
+                "minimum_devices": min(2, count),
+                "maximum_devices": max(1000, count),
+                "deadline_seconds": settings.deadline_seconds,
+                "gather_seconds": settings.gather_seconds,
+                "rounds": settings.rounds,
+            },
+            training=asdict(settings.training),
+        ),
+        "utf-8",
+    )
+    for participant in experiment.participants:
+        load_or_make(participant.state / KEY_FILE)
+        participant.config.write_text(
+            _toml(
+                {
+                    "device": participant.device.id,
+                    "federation": experiment.federation,
+                    "server_key": server_key.public.raw.hex(),
+                    "state_directory": "state",
+                    "seed": settings.seed,
+                },
+                source={"directory": "spool"},
+                broker=broker,
+                limits={"threads": settings.threads},
+            ),
+            "utf-8",
+        )
+
+
+def _toml(top: dict[str, object], **tables: dict[str, object]) -> str:
+    """Write numbers, texts and booleans, which JSON and TOML spell alike."""
+    lines = [f"{name} = {json.dumps(value)}" for name, value in top.items()]
+    for table, values in tables.items():
+        lines += ["", f"[{table}]", *(f"{name} = {json.dumps(value)}" for name, value in values.items())]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,115 @@
+"""Fleet descriptions: what fleet.toml may say, and how each mistake is named."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.errors import DataError
+from protocol.fleet import Device, FleetDescription, Split, dump, parse
+from protocol.input_schema import InputSchema, WindowSpec
+
+TEXT = """
+name = "pumps"
+
+[schema]
+kind = "timeseries"
+channels = ["x"]
+sample_rate_hz = 100
+classes = ["idle", "on"]
+
+[window]
+length = 64
+stride = 32
+
+[[device]]
+id = "pump-1"
+domain = "pump"
+role = "edge"
+
+[[device]]
+id = "bench.1"
+domain = "bench"
+role = "source"
+"""
+
+
+def test_a_fleet_is_read_with_defaults() -> None:
+    fleet = parse(TEXT)
+    assert fleet.name == "pumps"
+    assert fleet.schema.sample_rate_hz == 100.0
+    assert fleet.split == Split("time", 0.2, 0.2)
+    assert not fleet.simulated
+    assert [device.id for device in fleet.of_role("source")] == ["bench.1"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expectation"),
+    [
+        ('"bench.1"', '"pump-1"', "devices[1]: id 'pump-1': expected once"),
+        ('"source"', '"server"', "devices[1]: role of 'bench.1': expected one of source, edge, got 'server'"),
+        ('"bench.1"', '"bench/1"', "devices[1]: id: expected 1 to 64 of the characters"),
+        ('"bench.1"', '"+"', "devices[1]: id: expected"),
+        ('"bench.1"', '".."', "devices[1]: id: expected"),
+        ('"bench.1"', '"bänk"', "devices[1]: id: expected"),
+        ('"bench.1"', '""', "devices[1]: id: expected"),
+        ('"bench.1"', f'"{"a" * 65}"', "devices[1]: id: expected 1 to 64"),
+        ('domain = "bench"', 'domain = ""', "devices[1]: domain of 'bench.1': expected a name"),
+        ('domain = "bench"', "", "devices[1].domain: missing"),
+        ('role = "source"', 'role = "source"\nrank = 1', "devices[1].rank: unknown key"),
+        ("length = 64", 'length = "64"', "window.length: expected an integer, got str"),
+        ("stride = 32", "stride = 0", "window: stride: expected 1 to 1,000,000"),
+        ('channels = ["x"]', 'channels = ["label"]', "schema: channels: 'label' is the name of a reserved"),
+        ("[window]", '[split]\nby = "shuffle"\n[window]', "split: by: expected one of time, recording"),
+        ("[window]", "[split]\ntest = 1.0\n[window]", "split: test: expected a share"),
+        (
+            "[window]",
+            "[split]\ntest = 0.5\nvalidation = 0.5\n[window]",
+            "split: validation + test: expected below",
+        ),
+        ("[window]", "[windows]", "windows: unknown key"),
+        ("[window]", "[window", "expected TOML"),
+        ('name = "pumps"', "devices = []", "devices: unknown key"),
+    ],
+)
+def test_a_mistake_names_file_entry_and_expectation(old: str, new: str, expectation: str) -> None:
+    with pytest.raises(DataError) as caught:
+        parse(TEXT.replace(old, new), "my/fleet.toml")
+    assert str(caught.value).startswith("my/fleet.toml: ")
+    assert expectation in str(caught.value)
+
+
+def test_a_fleet_without_devices_is_refused() -> None:
+    with pytest.raises(DataError, match=r"fleet.toml: devices: expected at least one"):
+        parse(TEXT[: TEXT.index("[[device]]")])
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=9)
+ids = st.from_regex(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}", fullmatch=True)
+descriptions = st.builds(
+    FleetDescription,
+    st.builds(
+        InputSchema,
+        st.just("timeseries"),
+        st.lists(names.filter(lambda name: name not in ("label", "timestamp")), min_size=1, unique=True).map(
+            tuple
+        ),
+        st.floats(1e-8, 1e8),
+        st.lists(names, min_size=2, unique=True).map(tuple),
+    ),
+    st.builds(WindowSpec, st.integers(1, 1_000_000), st.integers(1, 1_000_000)),
+    st.lists(
+        st.builds(Device, ids, names, st.sampled_from(["source", "edge"])),
+        min_size=1,
+        unique_by=lambda device: device.id,
+    ).map(tuple),
+    st.builds(Split, st.sampled_from(["time", "recording"]), st.floats(0, 0.49), st.floats(0, 0.49)),
+    texts,
+    texts,
+    st.booleans(),
+)
+
+
+@given(descriptions)
+def test_what_is_written_is_read_back_equal(fleet: FleetDescription) -> None:
+    assert parse(dump(fleet)) == fleet

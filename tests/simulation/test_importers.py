@@ -1,0 +1,111 @@
+"""Importers: the real data sets become fleets of known size, and what is missing is named."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from protocol.errors import DataError
+from protocol.fleet import FleetDescription
+from protocol.recording import Recording
+from simulation.importers import IMPORTERS, import_dataset
+from simulation.recordings import read_device, read_fleet
+
+DATA = Path(os.environ.get("GRAFTWORK_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+
+def imported(name: str, target: Path) -> tuple[FleetDescription, dict[str, tuple[Recording, ...]]]:
+    """Import a data set and read every device back, without a single error."""
+    pytest.importorskip("pyarrow")
+    if not (DATA / name).is_dir():
+        pytest.skip(f"{DATA / name} is absent; set GRAFTWORK_DATA to the folder of the data sets")
+    import_dataset(name, DATA, target)
+    fleet = read_fleet(target)
+    found = {device.id: read_device(target, fleet, device) for device in fleet.devices}
+    assert [error for device in found.values() for error in device.errors] == []
+    assert not fleet.simulated
+    assert "Licence:" in fleet.description
+    return fleet, {identity: device.recordings for identity, device in found.items()}
+
+
+def rows(recordings: dict[str, tuple[Recording, ...]]) -> int:
+    return sum(len(recording.labels) for parts in recordings.values() for recording in parts)
+
+
+@pytest.mark.data
+def test_gearbox_devices_are_one_sensor_at_one_load(tmp_path: Path) -> None:
+    fleet, recordings = imported("gearbox_vibration", tmp_path / "fleet")
+    assert len(fleet.devices) == 40
+    assert len(fleet.of_role("source")) == 10
+    assert {device.domain for device in fleet.of_role("source")} == {"a1"}
+    assert fleet.schema.channels == ("acceleration",)
+    assert fleet.schema.classes == ("healthy", "broken_tooth")
+    assert rows(recordings) == 4 * 20 * 50_000
+    with np.load(DATA / "gearbox_vibration" / "gearbox_vibration.npz") as data:
+        index = int(np.flatnonzero((data["domain"] == 30) & (data["y"] == 1))[0])
+        expected = data["x"][index, :, 2]
+    broken = recordings["a3-load30"][0]
+    assert broken.name == "broken_tooth.parquet"
+    assert broken.labels.tolist() == [1] * 50_000
+    assert broken.samples[:, 0].tobytes() == expected.tobytes()
+
+
+@pytest.mark.data
+def test_activity_devices_are_one_persons_phone_or_watch(tmp_path: Path) -> None:
+    fleet, recordings = imported("sp_sw_har", tmp_path / "fleet")
+    assert len(fleet.devices) == 46
+    assert len(fleet.of_role("source")) == 8
+    assert {device.domain for device in fleet.of_role("source")} == {"sp"}
+    assert len(fleet.schema.channels) == 6
+    assert len(fleet.schema.classes) == 5
+    assert fleet.split.by == "recording"
+    assert sum(len(parts) for parts in recordings.values()) == 446
+    assert rows(recordings) == 521_766
+
+
+@pytest.mark.data
+def test_pump_devices_are_three_or_four_experiments_of_one_fault(tmp_path: Path) -> None:
+    fleet, recordings = imported("skab_valve", tmp_path / "fleet")
+    assert len(fleet.devices) == 10
+    assert len(fleet.of_role("source")) == 2
+    assert {device.domain for device in fleet.of_role("edge")} == {"valve1", "valve2", "other"}
+    assert {len(parts) for parts in recordings.values()} == {3, 4}
+    assert rows(recordings) == 37_401
+    labels = np.concatenate([part.labels for parts in recordings.values() for part in parts])
+    assert np.unique(labels).tolist() == [0, 1]
+    assert labels.mean() == pytest.approx(0.35, abs=0.01)
+
+
+def test_an_unknown_data_set_is_refused_with_the_known_names(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"expected one of gearbox_vibration, skab_valve, sp_sw_har"):
+        import_dataset("mnist", tmp_path, tmp_path / "fleet")
+
+
+@pytest.mark.parametrize("name", sorted(IMPORTERS))
+def test_a_folder_without_the_data_names_the_missing_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    with pytest.raises(DataError, match=rf"data set '{name}': expected the file .*source.*, found none"):
+        import_dataset(name, tmp_path / "source", tmp_path / "fleet")
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"expected its folder at .*nowhere, found none"):
+        import_dataset("sp_sw_har", tmp_path / "nowhere", tmp_path / "fleet")
+
+
+def test_a_target_in_use_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "kept.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"expected a folder that is empty or does not exist"):
+        import_dataset("sp_sw_har", tmp_path, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["kept.txt"]
+
+
+def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    np.savez(tmp_path / "source" / "sp_sw_har.npz", other=np.zeros(3))
+    with pytest.raises(DataError, match="does not hold the expected data"):
+        import_dataset("sp_sw_har", tmp_path / "source", tmp_path / "fleet")
+    (tmp_path / "source" / "gearbox_vibration.npz").write_bytes(b"not an archive")
+    with pytest.raises(DataError, match="does not hold the expected data"):
+        import_dataset("gearbox_vibration", tmp_path / "source", tmp_path / "fleet")
