@@ -6,7 +6,6 @@ Only arguments, files and the screen are handled here. Mistakes of the user end 
 import argparse
 import json
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -254,5 +253,4 @@ def _text(value: object) -> str:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore", DeprecationWarning)
     sys.exit(main())

@@ -55,7 +55,7 @@ class Conv1dBackbone(nn.Module):
                 "use longer windows, or export a module of your own",
             )
         # About 16 to 64 positions remain for the pooling.
-        strides = (4, 2, 2) if window.length >= 512 else (2, 2, 2) if window.length >= 96 else (1, 2, 1)
+        strides = (4, 2, 2) if window.length >= 512 else (2, 2, 2) if window.length >= 128 else (1, 2, 1)
         return cls(len(schema.channels), len(schema.classes), strides)
 
     def set_normalisation(self, mean: Tensor, deviation: Tensor) -> None:

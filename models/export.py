@@ -17,7 +17,7 @@ from models import graphs, parity
 from models.adapters import AdaptedModule, AdapterSpec, insert
 from models.errors import ExportError
 from models.folding import fold_batch_norm
-from models.refusals import check_layers
+from models.refusals import check_layers, check_logits
 from models.tracing import cut
 from models.training_step import Predict, trace_step
 from protocol.input_schema import InputSchema, WindowSpec
@@ -61,12 +61,13 @@ def adapt(
     example = random_windows(schema, window, 4)
     try:
         with torch.no_grad():
-            copied(example)
+            logits = copied(example)
     except Exception as error:  # a user's forward may fail in any way
         raise ExportError(
             f"the module does not take windows of {list(example.shape)} [batch, channels, length]: {error}",
             "build it for the channels and the window length of the schema",
         ) from error
+    check_logits(logits, len(example))
     keep = {*spec.layers, spec.head}
     fold_batch_norm(copied, example, {name for name in keep if name})
     with torch.random.fork_rng(devices=[]):

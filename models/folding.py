@@ -33,8 +33,7 @@ def fold_batch_norm(module: nn.Module, example: Tensor, keep: Collection[str] = 
     Raises:
         ExportError: the folded module computes something else.
     """
-    with torch.no_grad():
-        expected = module(example)
+    expected = _run(module, example)
     try:
         pairs = list(_traced_pairs(module))
     except Exception:  # noqa: BLE001 - a user's forward may fail under symbolic tracing in any way
@@ -51,13 +50,20 @@ def fold_batch_norm(module: nn.Module, example: Tensor, keep: Collection[str] = 
             _replace(module, name, fused)
             _replace(module, norm_name, nn.Identity())
             folded += 1
-    with torch.no_grad():
-        if folded and not torch.allclose(module(example), expected, rtol=1e-3, atol=1e-4):
-            raise ExportError(
-                "folding BatchNorm changed what the module computes",
-                "a BatchNorm reads another dimension than the layer before it writes; fold it by hand",
-            )
+    if folded and not torch.allclose(_run(module, example), expected, rtol=1e-3, atol=1e-4):
+        raise ExportError(
+            "folding BatchNorm changed what the module computes",
+            "a BatchNorm reads another dimension than the layer before it writes; fold it by hand",
+        )
     return folded
+
+
+def _run(module: nn.Module, example: Tensor) -> Tensor:
+    # A module that draws random numbers is refused later, and with a better message.
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        logits: Tensor = module(example)
+        return logits
 
 
 def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module | None:

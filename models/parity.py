@@ -62,10 +62,13 @@ def measure(
 ) -> Parity:
     """Compare the graphs with torch on random adapters and batches; the last batch is short.
 
+    The prefix runs once and the batches are drawn from its features, as a device draws them from its cache:
+    a module that mixes the samples of a batch shows here.
+
     Args:
         module: in evaluation mode.
         members: prefix.onnx, step.onnx and predict.onnx.
-        windows: float32 [batch, channels, length], to draw the batches from.
+        windows: float32 [batch, channels, length].
         classes: number of classes.
         batches: how many batches to compare.
 
@@ -76,19 +79,18 @@ def measure(
     random = torch.Generator().manual_seed(0)
     rows = windows.shape[0]
     initial = module.flat_adapter()
+    (cached,) = graphs.run(prefix, window=windows.numpy())
     errors = []
     for index in range(batches):
-        short = index == batches - 1
-        used = max(1, rows * 2 // 3) if short else rows
-        batch = windows[torch.randperm(rows, generator=random)]
-        if short:
-            batch = torch.cat([batch[:used], torch.zeros_like(batch[used:])])
+        used = rows if index < batches - 1 else max(1, rows * 2 // 3)
+        order = torch.randperm(rows, generator=random)
         labels = torch.randint(0, classes, (rows,), generator=random)
         weights = torch.rand(rows, generator=random) + 0.5
         weights[used:] = 0
+        features = cached[order.numpy()]
+        features[used:] = 0
         adapter = initial + 0.05 * torch.randn(initial.shape, generator=random)
-        expected = reference(module, adapter, batch[:used], labels[:used], weights[:used])
-        (features,) = graphs.run(prefix, window=batch.numpy())
+        expected = reference(module, adapter, windows[order[:used]], labels[:used], weights[:used])
         loss, gradient = graphs.run(
             step, adapter=adapter.numpy(), features=features, labels=labels.numpy(), weights=weights.numpy()
         )

@@ -33,6 +33,23 @@ def check_layers(module: nn.Module) -> None:
             )
 
 
+def check_logits(logits: object, batch: int) -> None:
+    """Refuse a module that returns anything but one tensor, float32 [batch, classes].
+
+    Raises:
+        ExportError: it does.
+    """
+    if isinstance(logits, Tensor) and logits.dim() == 2 and logits.shape[0] == batch and logits.shape[1] > 1:
+        if logits.dtype == torch.float32:
+            return
+        got = str(logits.dtype)
+    else:
+        got = str(list(logits.shape)) if isinstance(logits, Tensor) else type(logits).__name__
+    raise ExportError(
+        f"the module returns {got}, expected one float32 tensor [{batch}, classes]", "return the logits only"
+    )
+
+
 def check_graph(
     module: nn.Module, traced: fx.GraphModule, tail: set[fx.Node], trainable: Mapping[fx.Node, str]
 ) -> None:

@@ -10,7 +10,6 @@ Only what each sample owns alone can be cached, so every boundary value must hav
 with the batch; tracing at two batch sizes shows which. Building ONNX graphs is left to export.py.
 """
 
-import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,31 +20,10 @@ from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from models.boundary import Boundary, locate, smallest
 from models.errors import ExportError
-from models.refusals import check_graph, check_layers
-
-CHEAP = {
-    "_to_copy", "_unsafe_view", "abs", "add", "alias", "clone", "detach", "div", "expand",
-    "flatten", "gelu", "hardswish", "hardtanh", "leaky_relu", "mul", "native_layer_norm", "neg",
-    "permute", "pow", "relu", "reshape", "rsqrt", "select", "sigmoid", "silu", "slice", "split",
-    "sqrt", "squeeze", "sub", "t", "tanh", "transpose", "unflatten", "unsqueeze", "view",
-}  # fmt: skip
-"""Operators that cost less to repeat in every step than their result costs to keep for every window."""
-
-
-@dataclass(frozen=True)
-class Boundary:
-    """One value that crosses the cut, and how its samples are laid out."""
-
-    shape: tuple[int, ...]
-    """Its shape at the traced batch size."""
-    dimension: int
-    """The dimension that grows with the batch."""
-    dtype: torch.dtype
-
-    def size(self, batch: int) -> int:
-        """Numbers per sample."""
-        return math.prod(self.shape) // batch
+from models.pooling import REPLACEMENTS
+from models.refusals import check_graph, check_layers, check_logits
 
 
 @dataclass(frozen=True)
@@ -93,9 +71,9 @@ def cut(module: nn.Module, trainable: Sequence[str], window: Tensor) -> Cut:
     check_graph(module, graph, tail, dict(zip(parameters, trainable, strict=True)))
 
     consumed = {source for node in tail for source in node.all_input_nodes} & (of_window - tail)
-    kept = _smallest(nodes, consumed, of_window)
+    kept = smallest(nodes, consumed, of_window)
     twins = dict(zip(nodes, other_nodes, strict=True))
-    boundaries = {node: _boundary(node, twins[node], batch) for node in kept}
+    boundaries = {node: locate(node, twins[node], batch) for node in kept}
     return Cut(
         _prefix(graph, window_node, boundaries, batch),
         _tail(graph, parameters, boundaries, logits, batch),
@@ -109,18 +87,8 @@ def _trace(module: nn.Module, trainable: Sequence[str], window: Tensor) -> fx.Gr
     named = dict(module.named_parameters())
 
     def forward(values: list[Tensor], window: Tensor) -> Tensor:
-        logits = functional_call(module, dict(zip(trainable, values, strict=True)), (window,))
-        batch = window.shape[0]
-        if (
-            not isinstance(logits, Tensor)
-            or logits.dim() != 2
-            or logits.shape[0] != batch
-            or logits.shape[1] < 2
-        ):
-            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ExportError(
-                f"the module returns {got}, expected one tensor [{batch}, classes]", "return the logits only"
-            )
+        logits: Tensor = functional_call(module, dict(zip(trainable, values, strict=True)), (window,))
+        check_logits(logits, window.shape[0])
         return logits
 
     values = [named[name].detach() for name in trainable]
@@ -153,67 +121,6 @@ def _readers(nodes: list[fx.Node], sources: set[fx.Node]) -> set[fx.Node]:
         if node.op != "output" and any(source in found for source in node.all_input_nodes):
             found.add(node)
     return found
-
-
-def _smallest(nodes: list[fx.Node], consumed: set[fx.Node], of_window: set[fx.Node]) -> list[fx.Node]:
-    """Replace consumed values by fewer or smaller ones that they are cheaply recomputed from.
-
-    Greedy: a value whose only source is smaller (an expanded or padded view) gives way to its source; then a
-    value that follows from the others by cheap operators is dropped.
-    """
-
-    def sources(node: fx.Node) -> set[fx.Node]:
-        return {source for source in node.all_input_nodes if source in of_window}
-
-    def follows(node: fx.Node, known: set[fx.Node]) -> bool:
-        needed = sources(node)
-        return _cheap(node) and bool(needed) and all(n in known or follows(n, known) for n in needed)
-
-    kept = set(consumed)
-    for node in reversed(nodes):
-        if node in kept and _cheap(node) and len(sources(node)) == 1:
-            (source,) = sources(node)
-            if _elements(source) < _elements(node):
-                kept = (kept - {node}) | {source}
-    for node in reversed(nodes):
-        if node in kept and follows(node, kept - {node}):
-            kept.remove(node)
-    return [node for node in nodes if node in kept]
-
-
-def _cheap(node: fx.Node) -> bool:
-    if node.target is operator.getitem:
-        return True
-    if not isinstance(node.target, torch._ops.OpOverload):  # noqa: SLF001 - the only name of this type
-        return False
-    return node.target.overloadpacket.__name__ in CHEAP
-
-
-def _elements(node: fx.Node) -> float:
-    value = node.meta.get("val")
-    # Only float32 values are worth going back to: features have no other type.
-    return value.numel() if isinstance(value, Tensor) and value.dtype == torch.float32 else math.inf
-
-
-def _boundary(node: fx.Node, other: fx.Node, batch: int) -> Boundary:
-    value = node.meta["val"]
-    if value.dtype not in (torch.float32, torch.bool):
-        raise ExportError(
-            f"{node.target} hands {value.dtype} to the adapters, expected float32",
-            "cast it to float32 before the first adapted layer",
-        )
-    grown = [
-        dimension
-        for dimension, (size, larger) in enumerate(zip(value.shape, other.meta["val"].shape, strict=True))
-        if size != larger and size % batch == 0 and larger == size // batch * (batch + 1)
-    ]
-    changed = sum(a != b for a, b in zip(value.shape, other.meta["val"].shape, strict=True))
-    if len(grown) != 1 or changed != 1:
-        raise ExportError(
-            f"{node.target} hands {list(value.shape)} to the adapters, and no single dimension is the batch",
-            "keep one batch dimension up to the first adapted layer; never mix the samples of a batch",
-        )
-    return Boundary(tuple(value.shape), grown[0], value.dtype)
 
 
 def _prefix(
@@ -254,6 +161,9 @@ def _tail(
             value = graph.call_function(torch.Tensor.to, (value, boundary.dtype))
         copies[node], start = value, stop
     graph.output(_copy(logits, graph, copies))
+    for node in graph.nodes:
+        # Only the tail is differentiated; the prefix keeps the fused operators.
+        node.target = REPLACEMENTS.get(node.target, node.target)
     return fx.GraphModule(traced, graph)
 
 
@@ -267,6 +177,9 @@ def _copy(wanted: fx.Node, graph: fx.Graph, copies: dict[fx.Node, fx.Node]) -> f
             pending.pop()
             if node not in copies:
                 copies[node] = graph.node_copy(node, copies.__getitem__)
+                if node.target is torch.ops.aten.view.default:
+                    # A value that comes back from the features has other strides than the traced one.
+                    copies[node].target = torch.ops.aten.reshape.default
         else:
             pending.extend(missing)
     return copies[wanted]

@@ -6,8 +6,7 @@ gradient into a vector of its own.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,6 +15,7 @@ from torch.func import grad_and_value
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from models.backward import BACKWARD
 from models.errors import ExportError
 from models.tracing import Cut
 
@@ -83,8 +83,7 @@ def trace_step(cut: Cut, shapes: Sequence[torch.Size], batch: int) -> fx.GraphMo
         gradients, loss = grad_and_value(loss_of)(unflatten(adapter, shapes), features, labels, weights)
         return loss, torch.cat([gradient.reshape(-1) for gradient in gradients])
 
-    table: dict[Any, Callable[..., Any]] = dict(core_aten_decompositions())
-    table[torch.ops.aten.convolution_backward.default] = convolution_backward
+    table = {**core_aten_decompositions(), **BACKWARD}
     inputs = (
         torch.zeros(sum(map(math.prod, shapes))),
         torch.zeros(batch, cut.feature_size),
@@ -104,50 +103,3 @@ def trace_step(cut: Cut, shapes: Sequence[torch.Size], batch: int) -> fx.GraphMo
             f"the adapters' gradient cannot be traced: {reason}",
             "move the adapters behind the operator that it names",
         ) from error
-
-
-def convolution_backward(  # noqa: PLR0917 - the operator's signature
-    gradient: Tensor,
-    value: Tensor,
-    weight: Tensor,
-    _bias_sizes: list[int] | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    transposed: bool,
-    _output_padding: list[int],
-    groups: int,
-    output_mask: list[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Express the backward pass of an ordinary convolution as convolutions, which ONNX has.
-
-    An entry for a decomposition table, with the signature of `aten.convolution_backward`. With respect to
-    its input, a convolution's gradient is the transposed convolution. With respect to its weight, it is the
-    convolution of the input by the output's gradient, where batch and channels change places, and so do
-    stride and dilation.
-
-    Raises:
-        ExportError: the convolution is grouped or transposed.
-    """
-    if transposed or groups != 1:
-        raise ExportError("a grouped or transposed convolution below an adapter is not supported")
-    convolution = torch.ops.aten.convolution.default
-    dimensions = range(value.dim() - 2)
-    of_value = of_weight = of_bias = None
-    if output_mask[0]:
-        # Rows at the end that no kernel position reached get a zero gradient through output padding.
-        reach = [dilation[i] * (weight.shape[2 + i] - 1) + 1 for i in dimensions]
-        unread = [(value.shape[2 + i] + 2 * padding[i] - reach[i]) % stride[i] for i in dimensions]
-        of_value = convolution(gradient, weight, None, stride, padding, dilation, True, unread, 1)
-    if output_mask[1]:
-        kernels, rows = gradient.transpose(0, 1), value.transpose(0, 1)
-        zeros = [0] * len(dimensions)
-        of_weight = convolution(rows, kernels, None, dilation, padding, stride, False, zeros, 1).transpose(
-            0, 1
-        )
-        for i in dimensions:
-            # The same unread rows would appear as kernel positions that do not exist.
-            of_weight = of_weight.narrow(2 + i, 0, weight.shape[2 + i])
-    if output_mask[2]:
-        of_bias = gradient.sum([0, *(2 + i for i in dimensions)])
-    return of_value, of_weight, of_bias

@@ -1,5 +1,7 @@
 """Modules as users write them, for the tests to adapt and export; all take float32 [batch, 3, 32]."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -37,7 +39,8 @@ class Convolutions(nn.Module):
 
     def forward(self, window: Tensor) -> Tensor:
         hidden = self.second(self.first(window)).mean(-1)
-        return self.head(torch.relu(self.dense(hidden)))
+        logits: Tensor = self.head(torch.relu(self.dense(hidden)))
+        return logits
 
 
 class Image(nn.Module):
@@ -53,8 +56,10 @@ class Image(nn.Module):
 
     def forward(self, window: Tensor) -> Tensor:
         hidden = functional.gelu(self.norm(self.lower(window[:, None])))
-        hidden = functional.max_pool2d(torch.relu(self.upper(hidden)), (1, 2))
-        return self.head(self.pool(hidden).flatten(1))
+        hidden = functional.avg_pool2d(torch.relu(self.upper(hidden)), (1, 2), (1, 1), (0, 1))
+        hidden = functional.max_pool2d(hidden, (2, 3), (1, 2), (1, 1), ceil_mode=True)
+        logits: Tensor = self.head(self.pool(hidden).flatten(1))
+        return logits
 
 
 class Attention(nn.Module):
@@ -73,7 +78,8 @@ class Attention(nn.Module):
         query, key, value = split.permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(query, key, value)
         tokens = tokens + self.out(mixed.transpose(1, 2).reshape(batch, count, width))
-        return tokens + self.down(functional.gelu(self.up(self.norm2(tokens))))
+        mapped: Tensor = tokens + self.down(functional.gelu(self.up(self.norm2(tokens))))
+        return mapped
 
 
 class Encoder(nn.Module):
@@ -91,7 +97,8 @@ class Encoder(nn.Module):
         tokens = self.patch(window).transpose(1, 2) + self.position
         for block in self.blocks:
             tokens = self.dropout(block(tokens))
-        return self.head(tokens.mean(1))
+        logits: Tensor = self.head(tokens.mean(1))
+        return logits
 
 
 class TorchEncoder(nn.Module):
@@ -107,28 +114,33 @@ class TorchEncoder(nn.Module):
         tokens = self.embed(window.permute(2, 0, 1))
         for layer in self.layers:
             tokens = layer(tokens)
-        return self.head(tokens.mean(0))
+        logits: Tensor = self.head(tokens.mean(0))
+        return logits
 
 
-def prepared(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Give a module repeatable weights and, in BatchNorm, statistics that are not the initial ones."""
-    random = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
+def prepared(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a module with repeatable weights and, in BatchNorm, statistics that are not the initial ones."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        module = build()
         for parameter in module.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=random) * 0.1)
+            parameter.add_(torch.randn(parameter.shape) * 0.1)
         for name, buffer in module.named_buffers():
             if name.endswith(("running_mean", "running_var")):
-                buffer.add_(torch.rand(buffer.shape, generator=random) * 0.5)
+                buffer.add_(torch.rand(buffer.shape) * 0.5)
     return module.eval()
 
 
 def adapted(
-    module: nn.Module, kind: str, layers: tuple[str, ...], head: str | None = None, **more: int
+    build: Callable[[], nn.Module],
+    kind: str,
+    layers: tuple[str, ...] = (),
+    head: str | None = None,
+    *,
+    freeze_a: bool = False,
 ) -> AdaptedModule:
-    """Prepare and adapt a module."""
-    return adapt(
-        prepared(module), AdapterSpec(kind, layers, head, more.pop("rank", 4), **more), SCHEMA, WINDOW
-    )
+    """Build and adapt a module, with rank 4."""
+    return adapt(prepared(build), AdapterSpec(kind, layers, head, 4, freeze_a), SCHEMA, WINDOW)
 
 
 def some_windows(count: int, seed: int = 7) -> Tensor:

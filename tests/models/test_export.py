@@ -1,7 +1,5 @@
 """Exported graphs against torch: what a device computes is what the module computes."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -19,26 +17,29 @@ from protocol.package import PREDICT, PREFIX, STEP, ModelPackage, Parity, unpack
 from tests.models import networks
 from tests.models.networks import BATCH, KEY, SCHEMA, WINDOW, adapted, prepared, relative, some_windows
 
-CASES: dict[str, Callable[[], AdaptedModule]] = {
-    "bottleneck between linear layers": lambda: adapted(networks.Perceptron(), "bottleneck", ("1", "3"), "5"),
-    "lora on linear layers": lambda: adapted(networks.Perceptron(), "lora", ("1", "3"), "5"),
-    "lora with the first factor frozen": lambda: adapted(networks.Perceptron(), "lora", ("1",), freeze_a=True),
-    "only the head": lambda: adapted(networks.Convolutions(), "head", (), "head"),
-    "head in the middle of the network": lambda: adapted(networks.Convolutions(), "head", (), "second.0"),
-    "bottleneck below a strided convolution": lambda: adapted(
-        networks.Convolutions(), "bottleneck", ("first", "dense"), "head"
+Case = tuple[type[nn.Module], str, tuple[str, ...], str | None]
+EVERY_LINEAR = tuple(f"blocks.{i}.{part}" for i in (0, 1) for part in ("qkv", "out", "up", "down"))
+CASES: dict[str, Case] = {
+    "bottleneck between linear layers": (networks.Perceptron, "bottleneck", ("1", "3"), "5"),
+    "lora on linear layers": (networks.Perceptron, "lora", ("1", "3"), "5"),
+    "only the head": (networks.Convolutions, "head", (), "head"),
+    "head in the middle of the network": (networks.Convolutions, "head", (), "second.0"),
+    "bottleneck below a strided convolution": (
+        networks.Convolutions, "bottleneck", ("first", "dense"), "head",
     ),
-    "lora on strided convolutions": lambda: adapted(networks.Convolutions(), "lora", ("first.0", "second.0")),
-    "bottleneck between 2-D convolutions": lambda: adapted(networks.Image(), "bottleneck", ("norm",), "head"),
-    "a 2-D convolution trained as a whole": lambda: adapted(networks.Image(), "head", (), "upper"),
-    "lora in every block of a transformer": lambda: adapted(
-        networks.Encoder(), "lora", tuple(f"blocks.{i}.{part}" for i in (0, 1) for part in ("qkv", "out", "up", "down"))
-    ),
-    "bottleneck after a transformer block": lambda: adapted(networks.Encoder(), "bottleneck", ("blocks.0",), "head"),
-    "torch's own encoder layers, batch in dimension 1": lambda: adapted(
-        networks.TorchEncoder(), "bottleneck", ("layers.0", "layers.1"), "head"
+    "lora on strided convolutions": (networks.Convolutions, "lora", ("first.0", "second.0"), None),
+    "bottleneck between 2-D convolutions": (networks.Image, "bottleneck", ("norm",), "head"),
+    "a 2-D convolution trained as a whole": (networks.Image, "head", (), "upper"),
+    "lora in every block of a transformer": (networks.Encoder, "lora", EVERY_LINEAR, None),
+    "bottleneck after a transformer block": (networks.Encoder, "bottleneck", ("blocks.0",), "head"),
+    "torch's encoder layers, batch in dimension 1": (
+        networks.TorchEncoder, "bottleneck", ("layers.0", "layers.1"), "head",
     ),
 }  # fmt: skip
+
+
+def build(case: str) -> AdaptedModule:
+    return adapted(*CASES[case])
 
 
 def exported(module: AdaptedModule) -> ModelPackage:
@@ -69,7 +70,7 @@ def torch_step(
 
 @pytest.mark.parametrize("case", CASES)
 def test_loss_gradient_and_logits_are_those_of_torch(case: str) -> None:
-    module = CASES[case]()
+    module = build(case)
     package = exported(module)
     prefix, step, predict = (graphs.load(package.members[name]) for name in (PREFIX, STEP, PREDICT))
     random = np.random.default_rng(1)
@@ -91,7 +92,7 @@ def test_loss_gradient_and_logits_are_those_of_torch(case: str) -> None:
 
 @pytest.fixture(scope="module")
 def convolutions() -> tuple[AdaptedModule, ModelPackage]:
-    module = CASES["bottleneck below a strided convolution"]()
+    module = build("bottleneck below a strided convolution")
     return module, exported(module)
 
 
@@ -131,10 +132,9 @@ def test_a_batch_without_any_weight_moves_nothing(convolutions: tuple[AdaptedMod
     assert not gradient.any()
 
 
-def test_fifty_steps_on_the_device_lower_the_loss_as_torch_does(
-    convolutions: tuple[AdaptedModule, ModelPackage],
-) -> None:
-    module, package = convolutions
+def test_fifty_steps_on_the_device_lower_the_loss_as_torch_does() -> None:
+    module = build("lora on linear layers")
+    package = exported(module)
     windows, labels, weights = some_windows(BATCH), torch.arange(BATCH) % 4, torch.ones(BATCH)
     (features,) = graphs.run(graphs.load(package.members[PREFIX]), window=windows.numpy())
     step = graphs.load(package.members[STEP])
@@ -149,7 +149,7 @@ def test_fifty_steps_on_the_device_lower_the_loss_as_torch_does(
         torch_loss, torch_gradient, _ = torch_step(module, in_torch, windows, labels, weights)
         in_torch = in_torch - np.float32(0.1) * torch_gradient
         torch_losses.append(torch_loss)
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
     assert relative(losses, torch_losses) < 1e-4
 
 
@@ -158,7 +158,7 @@ def test_the_prefix_is_the_same_for_every_adapter(convolutions: tuple[AdaptedMod
     prefix = graphs.load(package.members[PREFIX])
     assert [value.name for value in prefix.get_inputs()] == ["window"]
     names = module.trainable()
-    moved = adapted(networks.Convolutions(), "bottleneck", ("first", "dense"), "head")
+    moved = build("bottleneck below a strided convolution")
     with torch.no_grad():
         for name, parameter in moved.named_parameters():
             if name in names:
@@ -180,7 +180,7 @@ def test_segments_and_initial_adapter_are_in_the_order_of_the_layers(
 
 def test_equal_modules_give_equal_bytes() -> None:
     first, second = (
-        export(CASES["lora on linear layers"](), SCHEMA, WINDOW, KEY, name="test", batch=BATCH)
+        export(build("lora on linear layers"), SCHEMA, WINDOW, KEY, name="test", batch=BATCH)
         for _ in range(2)
     )
     assert first == second
@@ -192,7 +192,7 @@ def test_the_default_recipe_fits_its_budget(channels: int, length: int) -> None:
         "timeseries", tuple(f"c{i}" for i in range(channels)), 100.0, ("a", "b", "c", "d", "e")
     )
     window = WindowSpec(length, length)
-    backbone = prepared(Conv1dBackbone.build(schema, window))
+    backbone = prepared(lambda: Conv1dBackbone.build(schema, window))
     data = export(adapt(backbone, default_adapter(), schema, window), schema, window, KEY, name="default")
     assert 8_000 <= unpack(data, KEY.public).manifest.parameters <= 12_000
     assert len(data) < 1_000_000
@@ -204,7 +204,7 @@ def test_a_segment_that_the_forward_pass_skips_gets_a_zero_gradient() -> None:
             super().__init__()
             self[1].spare = nn.Linear(2, 2)
 
-    module = adapted(WithSpare(), "head", (), "1")
+    module = adapted(WithSpare, "head", (), "1")
     package = exported(module)
     assert package.manifest.parameters == 96 * 20 + 20 + 6
     _, gradient = graphs.run(
@@ -220,19 +220,19 @@ def test_a_segment_that_the_forward_pass_skips_gets_a_zero_gradient() -> None:
 
 def test_a_graph_that_differs_from_torch_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parity, "measure", lambda *_: Parity(1e-7, 2e-5, 1e-7))
-    with pytest.raises(ExportError, match="gradient within 1e-05 of torch, got 2.0e-05"):
-        exported(CASES["only the head"]())
+    with pytest.raises(ExportError, match=r"gradient within 1e-05 of torch, got 2\.0e-05"):
+        exported(build("only the head"))
 
 
 def test_logits_must_be_the_classes_of_the_schema() -> None:
     schema = InputSchema("timeseries", SCHEMA.channels, 50.0, ("a", "b"))
     with pytest.raises(ExportError, match="4 logits, the schema has 2 classes"):
-        export(CASES["only the head"](), schema, WINDOW, KEY, name="test", batch=BATCH)
+        export(build("only the head"), schema, WINDOW, KEY, name="test", batch=BATCH)
 
 
 def test_a_fresh_head_takes_the_classes_of_a_new_task() -> None:
     schema = InputSchema("timeseries", SCHEMA.channels, 50.0, tuple("abcdefg"))
     spec = AdapterSpec("lora", ("3",), "5", 2, fresh_classes=7)
-    module = adapt(prepared(networks.Perceptron()), spec, schema, WINDOW)
+    module = adapt(prepared(networks.Perceptron), spec, schema, WINDOW)
     data = export(module, schema, WINDOW, KEY, name="test", batch=BATCH)
     assert unpack(data, KEY.public).manifest.slices()["5"] == slice(64, 64 + 12 * 7 + 7)

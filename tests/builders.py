@@ -1,0 +1,169 @@
+"""Small real things that many tests need: keys, a clock, recordings, a package, and an engine in numpy."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.input_schema import InputSchema, WindowSpec
+from protocol.package import (
+    ADAPTER,
+    PREDICT,
+    PREFIX,
+    STEP,
+    Manifest,
+    Parity,
+    Segment,
+    pack,
+    write_adapter,
+)
+from protocol.signing import PrivateKey
+
+CHANNEL, CLASSES, LENGTH = "x", ("low", "high"), 4
+SCHEMA = InputSchema("timeseries", (CHANNEL,), 10.0, CLASSES)
+WINDOW = WindowSpec(LENGTH, LENGTH)
+SEGMENTS = (Segment("weight", 4), Segment("bias", 2))
+PARAMETERS = 6
+FEATURES = 2
+BATCH = 8
+
+
+def private_key(number: int) -> PrivateKey:
+    """One of 256 fixed keys."""
+    return PrivateKey(bytes([number]) * 32)
+
+
+PUBLISHER = private_key(200)
+
+
+@dataclass
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    now: float = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@dataclass
+class Wire:
+    """The edge to the broker: keeps what is published; `connected` False loses it."""
+
+    published: list[tuple[str, bytes, bool]] = field(default_factory=list)
+    connected: bool = True
+
+    def __call__(self, topic: str, payload: bytes, retain: bool) -> bool:
+        if self.connected:
+            self.published.append((topic, payload, retain))
+        return self.connected
+
+    def take(self, topic: str) -> list[bytes]:
+        """Payloads published to `topic` since the last call for it."""
+        found = [payload for name, payload, _ in self.published if name == topic]
+        self.published = [entry for entry in self.published if entry[0] != topic]
+        return found
+
+
+def tiny_manifest(members: Mapping[str, bytes], name: str = "tiny") -> Manifest:
+    """Describe a package of two classes, one channel and six parameters."""
+    return Manifest(
+        format_version=1,
+        name=name,
+        version=1,
+        schema=SCHEMA,
+        window=WINDOW,
+        segments=SEGMENTS,
+        batch=BATCH,
+        feature_size=FEATURES,
+        backbone_sha256=hashlib.sha256(members[PREFIX]).digest(),
+        files={member: hashlib.sha256(content).digest() for member, content in members.items()},
+        parity=Parity(0.0, 0.0, 0.0),
+    )
+
+
+def tiny_members(initial: Sequence[float] = (0.0,) * PARAMETERS, filler: int = 0) -> dict[str, bytes]:
+    """Members whose graphs are no ONNX; `filler` makes them longer."""
+    return {
+        PREFIX: b"prefix" + bytes(filler),
+        STEP: b"step",
+        PREDICT: b"predict",
+        ADAPTER: write_adapter(np.asarray(initial, np.float32)),
+    }
+
+
+def tiny_package(
+    initial: Sequence[float] = (0.0,) * PARAMETERS,
+    *,
+    name: str = "tiny",
+    filler: int = 0,
+    key: PrivateKey = PUBLISHER,
+) -> bytes:
+    """Pack and sign a tiny package."""
+    members = tiny_members(initial, filler)
+    return pack(tiny_manifest(members, name), members, key)
+
+
+def repacked(manifest: Manifest, member: str, content: bytes, members: Mapping[str, bytes]) -> bytes:
+    """Pack again with another content of one member, rightly hashed and signed."""
+    changed = {**members, member: content}
+    files = {**manifest.files, member: hashlib.sha256(content).digest()}
+    return pack(replace(manifest, files=files, backbone_sha256=files[PREFIX]), changed, PUBLISHER)
+
+
+def write_recording(path: Path, windows: Sequence[tuple[str, float]]) -> Path:
+    """Write a CSV recording of one window for each (label, level); an empty label is unlabelled."""
+    rows = [f"{level + 0.01 * row},{label}" for label, level in windows for row in range(LENGTH)]
+    path.write_text("\n".join([f"{CHANNEL},label", *rows]) + "\n", "utf-8")
+    return path
+
+
+def two_levels(count: int) -> list[tuple[str, float]]:
+    """As many windows of each class, in turns, which a line separates."""
+    return [
+        window for index in range(count) for window in (("low", -1.0 - index % 3), ("high", 1.0 + index % 3))
+    ]
+
+
+class LogisticEngine:
+    """Softmax regression on the mean and the spread of a window: an engine without graphs."""
+
+    batch = BATCH
+    feature_size = FEATURES
+    parameters = PARAMETERS
+    classes = len(CLASSES)
+
+    def __init__(self) -> None:
+        self.windows_seen = 0
+
+    def features(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.windows_seen += len(windows)
+        flat = windows.reshape(len(windows), -1)
+        return np.stack([flat.mean(axis=1), flat.std(axis=1)], axis=1).astype(np.float32)
+
+    def predict(self, adapter: NDArray[np.float32], features: NDArray[np.float32]) -> NDArray[np.float32]:
+        return (features @ adapter[:4].reshape(2, 2) + adapter[4:]).astype(np.float32)
+
+    def loss_and_gradient(
+        self,
+        adapter: NDArray[np.float32],
+        features: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        weights: NDArray[np.float32],
+    ) -> tuple[float, NDArray[np.float32]]:
+        logits = self.predict(adapter, features).astype(np.float64)
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares = shifted / shifted.sum(axis=1, keepdims=True)
+        rows = np.arange(len(labels))
+        part = weights / weights.sum()
+        loss = float(-(np.log(shares[rows, labels]) * part).sum())
+        shares[rows, labels] -= 1
+        error = shares * part[:, None]
+        gradient = np.concatenate([(features.T @ error).reshape(-1), error.sum(axis=0)])
+        return loss, gradient.astype(np.float32)

@@ -1,0 +1,260 @@
+"""Wire messages: every class crosses the wire, keeps its field numbers, and resists a hostile sender."""
+
+import contextlib
+import hashlib
+import zlib
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protocol import cbor, records
+from protocol.artifacts import Artifact
+from protocol.errors import ArtifactError, EncodingError, ProtocolError, SchemaError, SignatureError
+from protocol.messages import (
+    LIMITS,
+    Announcement,
+    Chunk,
+    ChunkRequest,
+    DeviceState,
+    Receipt,
+    Release,
+    Report,
+    Round,
+    ServerState,
+    TrainingPolicy,
+    Update,
+    adapter_bytes,
+    peek,
+    release_adapter,
+    seal,
+    unseal,
+)
+from protocol.signing import sign
+from protocol.topics import context
+from tests.builders import private_key
+
+KEY, OTHER = private_key(1), private_key(2)
+TOPIC = "fl/v1/pumps/up/pump-1/state"
+A, B, C = b"a" * 32, b"b" * 32, b"c" * 32
+
+EXAMPLES: dict[type, Any] = {
+    TrainingPolicy: TrainingPolicy(),
+    DeviceState: DeviceState(True, 5, A, "0.1", B, 3, 7),
+    Announcement: Announcement(2, "n", Artifact(A, 5, 4, (B, C)), TrainingPolicy("sgd", epochs=1)),
+    ChunkRequest: ChunkRequest(A, (0, 2)),
+    Chunk: Chunk(A, 1, b"data"),
+    Round: Round(4, A, B, ("x", "y"), 1.5),
+    Update: Update(4, A, 9, b"\x01\x02", b"body", 0.5, 0.25),
+    Receipt: Receipt(A, 4, "late", "r"),
+    Release: Release(3, A, B, C, b"z", 2, 9, {"m": 1.0}),
+    Report: Report(3, "personal", 4, 0.5, 6, 7, 1.5, 8, 9, 10, ("p",)),
+    ServerState: ServerState(False, 5),
+}
+GOLDEN = {
+    "TrainingPolicy": (
+        "aa01656164616d7702fb3f689374bc6a7efa03f9000004fb3feccccccccccccd050506f507f9440008f9400009"
+        "1910000afb3fd3333333333333"
+    ),
+    "DeviceState": (
+        "a701f5020503582061616161616161616161616161616161616161616161616161616161616161610463302e31"
+        "055820626262626262626262626262626262626262626262626262626262626262626206030707"
+    ),
+    "Announcement": (
+        "a4010202616e03a401582061616161616161616161616161616161616161616161616161616161616161610205"
+        "030404825820626262626262626262626262626262626262626262626262626262626262626258206363636363"
+        "63636363636363636363636363636363636363636363636363636304aa016373676402fb3f689374bc6a7efa03"
+        "f9000004fb3feccccccccccccd050106f507f9440008f94000091910000afb3fd3333333333333"
+    ),
+    "ChunkRequest": "a2015820616161616161616161616161616161616161616161616161616161616161616102820002",
+    "Chunk": "a301582061616161616161616161616161616161616161616161616161616161616161610201034464617461",
+    "Round": (
+        "a50104025820616161616161616161616161616161616161616161616161616161616161616103582062626262"
+        "6262626262626262626262626262626262626262626262626262626204826178617905f93e00"
+    ),
+    "Update": (
+        "a70104025820616161616161616161616161616161616161616161616161616161616161616103090442010205"
+        "44626f647906f9380007f93400"
+    ),
+    "Receipt": (
+        "a40158206161616161616161616161616161616161616161616161616161616161616161020403646c617465046172"
+    ),
+    "Release": (
+        "a80103025820616161616161616161616161616161616161616161616161616161616161616103582062626262"
+        "626262626262626262626262626262626262626262626262626262620458206363636363636363636363636363"
+        "63636363636363636363636363636363636305417a0602070908a1616df93c00"
+    ),
+    "Report": "ab01030268706572736f6e616c030404f938000506060707f93e00080809090a0a0b816170",
+    "ServerState": "a201f40205",
+}
+
+
+@pytest.mark.parametrize("kind", EXAMPLES, ids=lambda kind: kind.__name__)
+def test_the_bytes_of_a_message_never_change(kind: type) -> None:
+    """Field numbers are for ever: this test may gain fields at the end, and nothing else."""
+    assert cbor.encode(records.to_numbered(EXAMPLES[kind])).hex() == GOLDEN[kind.__name__]
+
+
+@pytest.mark.parametrize("kind", EXAMPLES, ids=lambda kind: kind.__name__)
+def test_a_message_of_today_is_read_for_ever(kind: type) -> None:
+    payload = cbor.decode(bytes.fromhex(GOLDEN[kind.__name__]), limit=1024)
+    assert records.from_numbered(kind, payload) == EXAMPLES[kind]
+
+
+@pytest.mark.parametrize("kind", LIMITS, ids=lambda kind: kind.__name__)
+class TestEveryMessage:
+    def test_arrives_as_it_was_sent(self, kind: type) -> None:
+        envelope = seal(EXAMPLES[kind], KEY, TOPIC)
+        assert unseal(kind, envelope, KEY.public, TOPIC) == EXAMPLES[kind]
+        assert peek(kind, envelope) == EXAMPLES[kind]
+
+    def test_moved_to_another_topic_is_refused(self, kind: type) -> None:
+        with pytest.raises(SignatureError):
+            unseal(kind, seal(EXAMPLES[kind], KEY, TOPIC), KEY.public, TOPIC.replace("pump-1", "pump-2"))
+
+    def test_by_another_key_is_refused(self, kind: type) -> None:
+        with pytest.raises(SignatureError):
+            unseal(kind, seal(EXAMPLES[kind], OTHER, TOPIC), KEY.public, TOPIC)
+
+    def test_oversized_is_refused_before_its_signature_is_looked_at(self, kind: type) -> None:
+        with pytest.raises(EncodingError, match="expected at most"):
+            unseal(kind, b"\x00" * (LIMITS[kind] + 200), KEY.public, TOPIC)
+        with pytest.raises(EncodingError):
+            unseal(kind, seal(EXAMPLES[kind], KEY, TOPIC), KEY.public, TOPIC, limit=4)
+
+    def test_with_a_field_of_the_future_is_read(self, kind: type) -> None:
+        payload = {**records.to_numbered(EXAMPLES[kind]), len(fields(kind)) + 1: "later", 99: [1]}
+        envelope = sign(cbor.encode(payload), KEY, context(TOPIC))
+        assert unseal(kind, envelope, KEY.public, TOPIC) == EXAMPLES[kind]
+
+    def test_without_its_first_field_is_refused(self, kind: type) -> None:
+        payload = records.to_numbered(EXAMPLES[kind])
+        del payload[1]
+        with pytest.raises(SchemaError, match=f"{kind.__name__}.{fields(kind)[0].name}: missing"):
+            unseal(kind, sign(cbor.encode(payload), KEY, context(TOPIC)), KEY.public, TOPIC)
+
+    def test_no_flipped_byte_is_believed(self, kind: type) -> None:
+        envelope = seal(EXAMPLES[kind], KEY, TOPIC)
+        for position in range(0, len(envelope), max(1, len(envelope) // 40)):
+            damaged = bytearray(envelope)
+            damaged[position] ^= 0x41
+            with pytest.raises(ProtocolError):
+                unseal(kind, bytes(damaged), KEY.public, TOPIC)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        (TrainingPolicy, {"optimizer": "adam"}),
+        (TrainingPolicy, {"learning_rate": float("nan")}),
+        (TrainingPolicy, {"epochs": 0}),
+        (TrainingPolicy, {"clipping_bound": float("inf")}),
+        (TrainingPolicy, {"holdout_fraction": 0.95}),
+        (DeviceState, {"public_key": b"short"}),
+        (DeviceState, {"package": b"short"}),
+        (Announcement, {"version": 0}),
+        (ChunkRequest, {"indices": ()}),
+        (ChunkRequest, {"indices": tuple(range(17))}),
+        (ChunkRequest, {"artifact": b""}),
+        (Chunk, {"artifact": b""}),
+        (Round, {"number": 0}),
+        (Round, {"base": b""}),
+        (Round, {"cohort": ("a/b",)}),
+        (Update, {"round": -1}),
+        (Update, {"weight": 0}),
+        (Update, {"weight": (1 << 16) + 1}),
+        (Update, {"loss_before": float("nan")}),
+        (Update, {"loss_after": float("inf")}),
+        (Receipt, {"verdict": "perhaps"}),
+        (Release, {"number": -1}),
+        (Release, {"parent": b"x"}),
+        (Report, {"choice": "best"}),
+    ],
+)
+def test_a_value_out_of_range_cannot_be_built_nor_received(kind: type, change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        replace(EXAMPLES[kind], **change)
+    [(name, value)] = change.items()
+    number = [field.name for field in fields(kind)].index(name) + 1
+    payload = {**records.to_numbered(EXAMPLES[kind]), number: list(value) if type(value) is tuple else value}
+    with pytest.raises(SchemaError, match=kind.__name__):
+        records.from_numbered(kind, payload)
+
+
+numbers = st.integers(-(2**64), 2**64 - 1) | st.integers(-2, 20)
+values = (
+    numbers
+    | st.floats()
+    | st.text(max_size=8)
+    | st.binary(max_size=8)
+    | st.binary(min_size=32, max_size=32)
+    | st.booleans()
+    | st.none()
+)
+hostile_payloads = (
+    st.dictionaries(
+        st.integers(0, 12) | st.text(max_size=2),
+        values
+        | st.lists(values, max_size=3)
+        | st.dictionaries(st.text(max_size=2) | st.integers(1, 4), values),
+        max_size=8,
+    )
+    | values
+)
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(list(LIMITS)), hostile_payloads)
+def test_a_hostile_payload_rightly_signed_is_read_or_refused(kind: type, payload: Any) -> None:
+    envelope = sign(cbor.encode(payload), KEY, context(TOPIC))
+    with contextlib.suppress(ProtocolError):
+        assert isinstance(unseal(kind, envelope, KEY.public, TOPIC), kind)
+    with contextlib.suppress(ProtocolError):
+        assert isinstance(peek(kind, envelope), kind)
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(list(LIMITS)), st.binary(max_size=200))
+def test_hostile_bytes_are_refused(kind: type, data: bytes) -> None:
+    for envelope in (data, b"\xd2\x84" + data, b"\xd2\x84\x43\xa1\x01\x27\xa0" + data):
+        with pytest.raises(ProtocolError):
+            unseal(kind, envelope, KEY.public, TOPIC)
+        with contextlib.suppress(ProtocolError):
+            peek(kind, envelope)
+
+
+def release_of(adapter: Any, **changes: Any) -> Release:
+    raw = adapter_bytes(np.asarray(adapter, np.float32))
+    values = {"adapter_sha256": hashlib.sha256(raw).digest(), "body": zlib.compress(raw), **changes}
+    return Release(1, A, B, **values)
+
+
+def test_the_adapter_of_a_release_is_unpacked() -> None:
+    assert release_adapter(release_of([1.5, -2.0]), 2).tolist() == [1.5, -2.0]
+
+
+@pytest.mark.parametrize(
+    ("release", "reason"),
+    [
+        (release_of([1.0, 2.0, 3.0]), "size and hash"),
+        (release_of([1.0]), "size and hash"),
+        (release_of([1.0, 2.0], adapter_sha256=A), "size and hash"),
+        (release_of([1.0, 2.0], body=b"not zlib"), "not readable"),
+        (release_of([1.0, 2.0], body=b""), "size and hash"),
+        (release_of([1.0, 2.0], body=zlib.compress(bytes(8))[:-6]), "size and hash"),
+        (release_of([1.0, float("nan")]), "NaN"),
+        (release_of([1.0, float("inf")]), "NaN or infinite"),
+    ],
+)
+def test_a_release_with_another_body_is_refused(release: Release, reason: str) -> None:
+    with pytest.raises(ArtifactError, match=reason):
+        release_adapter(release, 2)
+
+
+def test_a_body_that_unfolds_without_end_is_cut_off() -> None:
+    bomb = release_of([1.0, 2.0], body=zlib.compress(bytes(64 << 20), 9))
+    with pytest.raises(ArtifactError, match="size and hash"):
+        release_adapter(bomb, 2)

@@ -1,0 +1,260 @@
+"""Model packages: what is packed is opened, and no byte of it can be changed unseen."""
+
+import contextlib
+import hashlib
+import io
+import json
+import struct
+import zipfile
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protocol import cbor, records
+from protocol.errors import ArtifactError, ProtocolError, SignatureError
+from protocol.package import (
+    ADAPTER,
+    CONTEXT,
+    MANIFEST,
+    MEMBERS,
+    PREFIX,
+    STEP,
+    Manifest,
+    Segment,
+    extract,
+    pack,
+    read_adapter,
+    unpack,
+    write_adapter,
+)
+from protocol.signing import sign
+from tests.builders import (
+    PARAMETERS,
+    PUBLISHER,
+    private_key,
+    repacked,
+    tiny_manifest,
+    tiny_members,
+    tiny_package,
+)
+
+INITIAL = (0.5, -1.0, 0.0, 2.0, 3.0, -4.0)
+PACKAGE = tiny_package(INITIAL)
+
+
+def archive(members: list[tuple[str, bytes]], compression: int = zipfile.ZIP_STORED) -> bytes:
+    """Write a ZIP of exactly these members."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", compression) as file:
+        for name, content in members:
+            file.writestr(zipfile.ZipInfo(name), content, compression)
+    return stream.getvalue()
+
+
+def contents() -> list[tuple[str, bytes]]:
+    with zipfile.ZipFile(io.BytesIO(PACKAGE)) as file:
+        return [(name, file.read(name)) for name in file.namelist()]
+
+
+def test_what_is_packed_is_opened() -> None:
+    package = unpack(PACKAGE, PUBLISHER.public)
+    assert package.members == tiny_members(INITIAL)
+    assert package.manifest == tiny_manifest(tiny_members(INITIAL))
+    assert package.adapter.tolist() == list(INITIAL)
+    assert package.sha256 == hashlib.sha256(PACKAGE).digest()
+    assert unpack(PACKAGE, None).manifest == package.manifest
+
+
+def test_equal_contents_give_equal_bytes() -> None:
+    assert tiny_package(INITIAL) == PACKAGE
+    members = tiny_members(INITIAL)
+    assert pack(tiny_manifest(members), dict(reversed(members.items())), PUBLISHER) == PACKAGE
+
+
+def test_members_come_in_blocks_after_the_manifest_is_checked() -> None:
+    parts: dict[str, bytes] = {}
+    filler = 3 << 20
+    data = tiny_package(INITIAL, filler=filler)
+    sizes = []
+
+    def write(name: str, block: bytes) -> None:
+        sizes.append(len(block))
+        parts[name] = parts.get(name, b"") + block
+
+    extract(io.BytesIO(data), PUBLISHER.public, write)
+    assert parts == tiny_members(INITIAL, filler)
+    assert max(sizes) <= 1 << 20
+
+
+def test_nothing_is_written_of_a_package_by_another_publisher() -> None:
+    written: list[str] = []
+    with pytest.raises(SignatureError):
+        extract(io.BytesIO(PACKAGE), private_key(9).public, lambda name, _: written.append(name))
+    assert written == []
+
+
+def test_segments_stand_one_after_the_other() -> None:
+    manifest = tiny_manifest(tiny_members())
+    assert manifest.parameters == PARAMETERS
+    assert manifest.slices() == {"weight": slice(0, 4), "bias": slice(4, 6)}
+
+
+def test_a_flipped_byte_is_refused_or_changes_nothing_that_is_used() -> None:
+    genuine = unpack(PACKAGE, PUBLISHER.public)
+    refused = 0
+    for position in range(len(PACKAGE)):
+        damaged = bytearray(PACKAGE)
+        damaged[position] ^= 0x55
+        try:
+            opened = unpack(bytes(damaged), PUBLISHER.public)
+        except ProtocolError:
+            refused += 1
+            continue
+        assert (opened.manifest, opened.members) == (genuine.manifest, genuine.members)
+        assert opened.adapter.tolist() == genuine.adapter.tolist()
+    assert refused > len(PACKAGE) / 2
+
+
+def test_a_package_cut_anywhere_is_refused() -> None:
+    for end in range(0, len(PACKAGE), 7):
+        with pytest.raises(ProtocolError):
+            unpack(PACKAGE[:end], PUBLISHER.public)
+
+
+@settings(max_examples=60)
+@given(st.binary(max_size=200), st.integers(0, len(PACKAGE)))
+def test_hostile_bytes_are_refused(data: bytes, position: int) -> None:
+    with pytest.raises(ProtocolError):
+        unpack(data, None)
+    with contextlib.suppress(ProtocolError):
+        unpack(PACKAGE[:position] + data + PACKAGE[position:], PUBLISHER.public)
+
+
+def test_a_compressed_member_is_refused() -> None:
+    with pytest.raises(ArtifactError, match="expected a stored member"):
+        unpack(archive(contents(), zipfile.ZIP_DEFLATED), PUBLISHER.public)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_member_that_stands_twice_is_refused() -> None:
+    with pytest.raises(ArtifactError, match="twice"):
+        unpack(archive([*contents(), (STEP, b"other")]), PUBLISHER.public)
+
+
+def test_a_member_that_the_manifest_does_not_name_is_refused() -> None:
+    with pytest.raises(ArtifactError, match=r"'extra\.bin' is missing or not in the manifest"):
+        unpack(archive([*contents(), ("extra.bin", b"")]), PUBLISHER.public)
+
+
+def test_a_missing_member_is_refused() -> None:
+    with pytest.raises(ArtifactError, match=r"'step\.onnx' is missing or not in the manifest"):
+        unpack(archive([entry for entry in contents() if entry[0] != STEP]), PUBLISHER.public)
+
+
+def test_an_archive_without_manifest_is_refused() -> None:
+    with pytest.raises(ArtifactError, match=r"no manifest\.cose inside"):
+        unpack(archive([entry for entry in contents() if entry[0] != MANIFEST]), PUBLISHER.public)
+
+
+def test_an_exchanged_member_is_refused() -> None:
+    swapped = [(name, b"evil" if name == STEP else content) for name, content in contents()]
+    with pytest.raises(ArtifactError, match=r"'step\.onnx': expected SHA-256"):
+        unpack(archive(swapped), PUBLISHER.public)
+
+
+def test_a_manifest_signed_for_something_else_is_refused() -> None:
+    payload = cbor.encode(records.to_numbered(tiny_manifest(tiny_members(INITIAL))))
+    forged = [(MANIFEST, sign(payload, PUBLISHER, CONTEXT + b"x")), *contents()[1:]]
+    with pytest.raises(SignatureError):
+        unpack(archive(forged), PUBLISHER.public)
+
+
+def test_pack_checks_what_it_signs() -> None:
+    members = tiny_members()
+    with pytest.raises(ArtifactError, match="expected SHA-256"):
+        pack(tiny_manifest(members), {**members, STEP: b"other"}, PUBLISHER)
+    with pytest.raises(ArtifactError, match="missing or not in the manifest"):
+        pack(tiny_manifest(members), {**members, "more": b""}, PUBLISHER)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        np.zeros(PARAMETERS + 1, np.float32),
+        np.zeros((2, 3), np.float32),
+        np.full(PARAMETERS, np.nan, np.float32),
+        np.array([0, 0, 0, 0, 0, -np.inf], np.float32),
+    ],
+)
+def test_an_adapter_of_another_shape_or_with_nan_is_refused(adapter: Any) -> None:
+    members = tiny_members()
+    data = repacked(tiny_manifest(members), ADAPTER, write_adapter(adapter), members)
+    with pytest.raises(ArtifactError, match=r"expected one tensor|NaN"):
+        unpack(data, PUBLISHER.public)
+
+
+def safetensors_file(header: object, body: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        bytes(8),
+        struct.pack("<Q", 1 << 60),
+        safetensors_file({}, b""),
+        safetensors_file({"other": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, bytes(8)),
+        safetensors_file({"adapter": {"dtype": "F64", "shape": [2], "data_offsets": [0, 16]}}, bytes(16)),
+        safetensors_file({"adapter": {"dtype": "I32", "shape": [2], "data_offsets": [0, 8]}}, bytes(8)),
+        safetensors_file({"adapter": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}, bytes(4)),
+        safetensors_file({"adapter": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, bytes(7)),
+        safetensors_file({"adapter": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, bytes(12)),
+        safetensors_file({"adapter": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 8]}}, bytes(8)),
+    ],
+)
+def test_hostile_safetensors_are_refused(data: bytes) -> None:
+    with pytest.raises(ArtifactError):
+        read_adapter(data, 2)
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
+def test_an_adapter_comes_back_from_safetensors(values: list[float]) -> None:
+    adapter = np.array(values, np.float32)
+    assert read_adapter(write_adapter(adapter), len(values)).tobytes() == adapter.tobytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format_version": 2},
+        {"segments": ()},
+        {"segments": (Segment("a", 4_000_001),)},
+        {"batch": 0},
+        {"batch": 4097},
+        {"feature_size": 0},
+        {"files": {}},
+        {"files": {PREFIX: b""}},
+        {"backbone_sha256": bytes(32)},
+    ],
+)
+def test_a_manifest_out_of_range_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        replace(tiny_manifest(tiny_members()), **change)
+
+
+def test_an_empty_segment_is_refused() -> None:
+    with pytest.raises(ValueError, match="segment 'a': expected a positive size, got 0"):
+        Segment("a", 0)
+
+
+def test_a_manifest_crosses_the_wire() -> None:
+    manifest = replace(tiny_manifest(tiny_members()), metrics={"accuracy": 0.5}, description="text")
+    payload = cbor.decode(cbor.encode(records.to_numbered(manifest)), limit=1 << 16)
+    assert records.from_numbered(Manifest, payload) == manifest
+    assert set(manifest.files) == set(MEMBERS)

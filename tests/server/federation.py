@@ -1,0 +1,126 @@
+"""A real coordinator with devices that are nothing but a key: messages in, publications out."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from protocol import entropy_coding
+from protocol.messages import (
+    Announcement,
+    DeviceState,
+    Receipt,
+    Release,
+    Round,
+    TrainingPolicy,
+    Update,
+    seal,
+    unseal,
+)
+from protocol.quantisation import dither_seed, quantise
+from protocol.topics import Topics
+from server.config import ServerConfig
+from server.coordinator import Coordinator
+from server.round import RoundPolicy
+from server.store import Store
+from tests.builders import PARAMETERS, SEGMENTS, Clock, Wire, private_key, tiny_package
+
+SERVER_KEY = private_key(100)
+TOPICS = Topics("pumps")
+NAMES = ("pump-1", "pump-2", "pump-3")
+KEYS = {name: private_key(index + 1) for index, name in enumerate(NAMES)}
+PARTS = [slice(0, SEGMENTS[0].size), slice(SEGMENTS[0].size, PARAMETERS)]
+
+
+class Federation:
+    """A coordinator on a folder; `restart` kills it and starts another one on the same folder."""
+
+    def __init__(
+        self, directory: Path, *, enrolment: str = "closed", round_policy: RoundPolicy | None = None
+    ) -> None:
+        self.config = ServerConfig(
+            "pumps",
+            str(directory),
+            enrolment=enrolment,
+            round=round_policy or RoundPolicy(minimum_devices=2, deadline_seconds=100.0),
+            training=TrainingPolicy(),
+        )
+        self.clock, self.wire = Clock(), Wire()
+        self.start()
+
+    def start(self) -> None:
+        self.store = Store(Path(self.config.data_directory))
+        self.coordinator = Coordinator(self.config, self.store, SERVER_KEY, self.wire, self.clock)
+        self.coordinator.connected()
+
+    def restart(self) -> None:
+        """As after a kill: nothing but the folder survives."""
+        self.close()
+        self.wire.published.clear()
+        self.start()
+
+    def close(self) -> None:
+        self.store.close()
+
+    def push(self, initial: float = 0.0, filler: int = 0) -> bytes:
+        data = tiny_package((initial,) * PARAMETERS, filler=filler)
+        adapter = np.full(PARAMETERS, initial, np.float32)
+        self.store.add_package(data, hashlib.sha256(data).digest(), "tiny 1", adapter, self.clock())
+        return data
+
+    def register(self) -> None:
+        for name, key in KEYS.items():
+            self.store.register_device(name, key.public, self.clock())
+
+    def say(self, name: str, **changes: Any) -> None:
+        """Send a device's state: online, with labels, holding the newest release."""
+        newest = self.store.newest_release()
+        state = DeviceState(
+            True, 1, KEYS[name].public.raw, release=newest.number if newest else -1, labelled_windows=9
+        )
+        topic = TOPICS.up(name, "state")
+        self.coordinator.handle(topic, seal(replace(state, **changes), KEYS[name], topic))
+
+    def open_round(self) -> Round:
+        """Bring all devices online and let a round open."""
+        for name in NAMES:
+            self.say(name)
+        self.coordinator.tick()
+        return self.newest(Round, "round")
+
+    def newest(self, kind: type, topic: str) -> Any:
+        return self.everything(kind, topic)[-1]
+
+    def everything(self, kind: type, topic: str) -> list[Any]:
+        name = TOPICS.all(topic)
+        found = [payload for known, payload, _ in self.wire.published if known == name]
+        return [unseal(kind, payload, SERVER_KEY.public, name) for payload in found]
+
+    def announcement(self) -> Announcement:
+        return self.newest(Announcement, "announcement")
+
+    def release(self) -> Release:
+        return self.newest(Release, "release")
+
+    def receipts(self, name: str) -> list[Receipt]:
+        """Receipts of a device since the last look."""
+        topic = TOPICS.down(name, "receipt")
+        return [unseal(Receipt, payload, SERVER_KEY.public, topic) for payload in self.wire.take(topic)]
+
+    def deliver(self, name: str, envelope: bytes) -> list[Receipt]:
+        self.coordinator.handle(TOPICS.up(name, "update"), envelope)
+        return self.receipts(name)
+
+    def refusals(self) -> list[str]:
+        return [row["reason"] for row in self.store.refusals()]
+
+
+def update_of(name: str, current: Round, level: float = 0.5, **changes: Any) -> bytes:
+    """The sealed update of a device that learned `level` in every parameter."""
+    seed = dither_seed("pumps", name, current.number, current.base)
+    quantised = quantise(np.full(PARAMETERS, level, np.float32), PARTS, seed, 2.0)
+    body = entropy_coding.encode(quantised.symbols)
+    update = replace(Update(current.number, current.base, 10, quantised.steps, body, 0.5, 0.25), **changes)
+    return seal(update, KEYS[name], TOPICS.up(name, "update"))

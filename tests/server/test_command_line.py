@@ -1,0 +1,178 @@
+"""The operators' commands, run as they are typed: results on stdout, each mistake in one line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from server.__main__ import main
+from server.store import ReleaseRecord, RoundRecord, Store
+from tests.builders import PARAMETERS, PUBLISHER, private_key, tiny_package
+
+KEY = private_key(1).public.raw.hex()
+
+
+class Operator:
+    """Types commands into a folder with a configuration."""
+
+    def __init__(self, folder: Path, output: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.output = folder, output
+        self.configure()
+
+    def configure(self, more: str = "") -> None:
+        text = f'federation = "pumps"\ndata_directory = "data"\n{more}'
+        (self.folder / "server.toml").write_text(text, "utf-8")
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        status = main(["--config", str(self.folder / "server.toml"), *arguments])
+        out, errors = self.output.readouterr()
+        return status, out, errors
+
+    def table(self, *arguments: str) -> list[dict[str, object]]:
+        status, out, errors = self(*arguments, "--json")
+        assert (status, errors) == (0, "")
+        rows: list[dict[str, object]] = json.loads(out)
+        return rows
+
+    def mistake(self, *arguments: str) -> str:
+        status, out, errors = self(*arguments)
+        assert (status, out) == (1, "")
+        assert errors.count("\n") == 1
+        assert errors.startswith("error: ")
+        return errors.removeprefix("error: ").rstrip()
+
+    def package(self, data: bytes | None = None) -> str:
+        path = self.folder / "model.zip"
+        path.write_bytes(tiny_package() if data is None else data)
+        return str(path)
+
+
+@pytest.fixture
+def operator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Operator:
+    return Operator(tmp_path, capsys)
+
+
+def test_the_key_is_made_once(operator: Operator) -> None:
+    status, first, _ = operator("key")
+    assert status == 0
+    assert len(bytes.fromhex(first.strip())) == 32
+    assert operator("key")[1] == first
+
+
+def test_a_push_becomes_a_release(operator: Operator) -> None:
+    status, out, _ = operator("push", operator.package())
+    assert status == 0
+    assert "the package's own signature is not checked" in out
+    assert "pushed tiny 1 as version 1" in out
+    assert "6 adapter parameters" in out
+    [release] = operator.table("releases")
+    assert (release["number"], release["round"], release["package_version"]) == (0, None, 1)
+    operator("push", operator.package(tiny_package(filler=9)))
+    assert [row["package_version"] for row in operator.table("releases")] == [2, 1]
+
+
+def test_a_push_of_a_known_publisher_is_checked(operator: Operator) -> None:
+    status, out, _ = operator("push", operator.package(), "--publisher", PUBLISHER.public.raw.hex())
+    assert status == 0
+    assert "note:" not in out
+    assert "signature does not match" in operator.mistake("push", operator.package(), "--publisher", KEY)
+
+
+def test_any_configured_publisher_may_push(operator: Operator) -> None:
+    operator.configure(f'publishers = ["{KEY}", "{PUBLISHER.public.raw.hex()}"]\n')
+    assert operator("push", operator.package())[0] == 0
+    operator.configure(f'publishers = ["{KEY}"]\n')
+    assert "signature does not match" in operator.mistake("push", operator.package())
+
+
+def test_a_broken_package_is_not_pushed(operator: Operator) -> None:
+    operator.configure(f'publishers = ["{PUBLISHER.public.raw.hex()}"]\n')
+    assert "not a readable archive" in operator.mistake("push", operator.package(b"not a zip"))
+    assert "missing.zip" in operator.mistake("push", str(operator.folder / "missing.zip"))
+    assert operator.table("releases") == []
+
+
+def test_devices_come_and_go(operator: Operator) -> None:
+    assert operator("devices", "add", "pump-1", KEY) == (0, "registered pump-1\n", "")
+    assert operator("devices", "add", "pump-1", KEY)[0] == 0
+    [device] = operator.table("devices")
+    assert (device["id"], device["public_key"], device["online"], device["last_seen"]) == (
+        "pump-1",
+        KEY,
+        False,
+        None,
+    )
+    assert "pump-1" in operator("devices", "list")[1]
+    assert operator("devices", "remove", "pump-1") == (0, "removed pump-1\n", "")
+    assert operator.table("devices") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("add", "pump-1"), "expected: devices add DEVICE PUBLIC_KEY"),
+        (("add",), "expected: devices add DEVICE PUBLIC_KEY"),
+        (("remove",), "expected: devices remove DEVICE"),
+        (("add", "a/b", KEY), "expected 1 to 64 characters"),
+        (("add", "pump-1", "00"), "expected an Ed25519 public key of 32 bytes, got 1"),
+        (("add", "pump-1", "x" * 64), "expected 64 hexadecimal digits"),
+        (("remove", "pump-9"), "no device 'pump-9' is registered"),
+    ],
+)
+def test_a_wrong_devices_command_says_what_was_expected(
+    operator: Operator, arguments: tuple[str, ...], message: str
+) -> None:
+    assert message in operator.mistake("devices", *arguments)
+
+
+def test_a_taken_name_is_refused(operator: Operator) -> None:
+    operator("devices", "add", "pump-1", KEY)
+    other = private_key(2).public.raw.hex()
+    assert "registered with another key" in operator.mistake("devices", "add", "pump-1", other)
+
+
+def test_rounds_releases_and_refusals_are_listed(operator: Operator) -> None:
+    operator("push", operator.package())
+    store = Store(operator.folder / "data")
+    store.open_round(RoundRecord(1, 1, 0, ("a", "b"), 5.0, 100.0))
+    store.journal_update("a", 1, b"s" * 32, b"e", 6.0)
+    store.close_round(
+        1,
+        ReleaseRecord(
+            1, 1, 1, b"p" * 32, b"h" * 32, np.zeros(PARAMETERS, np.float32), 7.0, 1, 9, {"loss": 0.25}
+        ),
+        7.0,
+    )
+    store.open_round(RoundRecord(2, 1, 1, ("a",), 8.0, 100.0))
+    store.add_refusal("a", "too large", 9.0)
+    store.close()
+    rounds = operator.table("rounds")
+    assert [(row["number"], row["cohort"], row["counted"], row["outcome"]) for row in rounds] == [
+        (2, 1, 0, "open"),
+        (1, 2, 1, "released"),
+    ]
+    [newest, _] = operator.table("releases")
+    assert (newest["round"], newest["updates"], newest["metrics"]) == (1, 1, {"loss": 0.25})
+    assert newest["sha256"] == "68" * 32
+    [refusal] = operator.table("refusals")
+    assert (refusal["device"], refusal["reason"]) == ("a", "too large")
+    for command in ("rounds", "releases", "refusals", "devices"):
+        status, out, _ = operator(command)
+        assert (status, "number" in out or "reason" in out or "id" in out) == (0, True)
+
+
+def test_a_missing_configuration_says_how_to_name_another(operator: Operator) -> None:
+    (operator.folder / "server.toml").unlink()
+    assert "name another file with --config" in operator.mistake("key")
+
+
+def test_a_configuration_mistake_is_one_line(operator: Operator) -> None:
+    operator.configure("colour = 1\n")
+    assert "colour: unknown key" in operator.mistake("rounds")
+
+
+def test_an_unknown_command_is_explained(operator: Operator) -> None:
+    with pytest.raises(SystemExit) as caught:
+        operator("fly")
+    assert caught.value.code == 2

@@ -1,0 +1,367 @@
+"""The coordinator: whole rounds through real messages, and everything that may come in between."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from protocol.messages import (
+    Announcement,
+    Chunk,
+    ChunkRequest,
+    DeviceState,
+    Release,
+    Report,
+    Round,
+    ServerState,
+    release_adapter,
+    seal,
+    unseal,
+)
+from server.errors import ServerError
+from server.round import RoundPolicy
+from tests.builders import PARAMETERS, private_key
+from tests.server.federation import KEYS, NAMES, SERVER_KEY, TOPICS, Federation, update_of
+
+A, B, C = NAMES
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Iterator[Federation]:
+    federation = Federation(tmp_path / "server")
+    federation.push()
+    federation.register()
+    federation.coordinator.tick()
+    yield federation
+    federation.close()
+
+
+def test_three_devices_make_a_release(federation: Federation) -> None:
+    current = federation.open_round()
+    assert (current.number, current.cohort) == (1, NAMES)
+    assert current.base == federation.release().adapter_sha256
+    for name, level in zip(NAMES, (0.25, 0.5, 0.75), strict=True):
+        [receipt] = federation.deliver(name, update_of(name, current, level))
+        assert (receipt.verdict, receipt.round) == ("counted", 1)
+    release = federation.release()
+    assert (release.number, release.updates, release.weight) == (1, 3, 30)
+    assert release.parent == current.base
+    assert release.metrics == {"loss_before": 0.5, "loss_after": 0.25}
+    adapter = release_adapter(release, PARAMETERS)
+    assert abs(adapter.mean() - 0.5) < 0.5
+    [row] = federation.store.rounds()
+    assert (row["outcome"], row["counted"]) == ("released", 3)
+
+
+def test_the_order_of_arrival_does_not_change_the_release(tmp_path: Path) -> None:
+    hashes = set()
+    for order in ((A, B, C), (C, A, B), (B, C, A)):
+        federation = Federation(tmp_path / "".join(order))
+        federation.push()
+        federation.register()
+        federation.coordinator.tick()
+        current = federation.open_round()
+        for name in order:
+            federation.deliver(name, update_of(name, current, 0.1 * int(name[-1])))
+        hashes.add(federation.release().adapter_sha256)
+        federation.close()
+    assert len(hashes) == 1
+
+
+def test_a_repeated_update_is_receipted_again_and_counted_once(federation: Federation) -> None:
+    current = federation.open_round()
+    envelope = update_of(A, current)
+    verdicts = [federation.deliver(A, envelope)[0].verdict for _ in range(3)]
+    assert verdicts == ["counted", "duplicate", "duplicate"]
+    for name in (B, C):
+        federation.deliver(name, update_of(name, current))
+    assert federation.release().updates == 3
+    assert federation.deliver(A, envelope)[0].verdict == "duplicate"
+
+
+def test_a_second_update_of_a_device_is_refused(federation: Federation) -> None:
+    current = federation.open_round()
+    federation.deliver(A, update_of(A, current, 0.5))
+    [receipt] = federation.deliver(A, update_of(A, current, 4.0 / 6))
+    assert receipt.verdict == "refused"
+    assert "another update of this round is counted" in receipt.reason
+    for name in (B, C):
+        federation.deliver(name, update_of(name, current))
+    assert federation.release().updates == 3
+
+
+def test_an_update_after_the_round_is_late(federation: Federation) -> None:
+    current = federation.open_round()
+    for name in (A, B):
+        federation.deliver(name, update_of(name, current))
+    federation.clock.advance(100.0)
+    federation.coordinator.tick()
+    assert federation.release().number == 1
+    [receipt] = federation.deliver(C, update_of(C, current))
+    assert (receipt.verdict, receipt.reason) == ("late", "round 1 is closed")
+
+
+def test_a_device_that_came_later_is_not_in_the_cohort(federation: Federation) -> None:
+    for name in (A, B):
+        federation.say(name)
+    federation.clock.advance(31.0)
+    federation.coordinator.tick()
+    federation.clock.advance(31.0)
+    federation.coordinator.tick()
+    current = federation.newest(Round, "round")
+    assert current.cohort == (A, B)
+    [receipt] = federation.deliver(C, update_of(C, current))
+    assert (receipt.verdict, receipt.reason) == ("refused", "not in the cohort of this round")
+    assert federation.refusals() == ["not in the cohort of this round"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda _: b"",
+        lambda _: b"garbage",
+        lambda envelope: envelope[:-1],
+        lambda envelope: envelope[:-1] + bytes([envelope[-1] ^ 1]),
+        lambda envelope: envelope + b"\x00",
+        lambda _: bytes(5 * 1024 * 1024),
+    ],
+)
+def test_garbage_is_noted_and_gets_no_receipt(federation: Federation, spoil: object) -> None:
+    current = federation.open_round()
+    assert federation.deliver(A, spoil(update_of(A, current))) == []  # type: ignore[operator]
+    assert len(federation.refusals()) == 1
+    assert federation.deliver(A, update_of(A, current))[0].verdict == "counted"
+
+
+def test_an_update_signed_by_another_device_is_refused(federation: Federation) -> None:
+    current = federation.open_round()
+    assert federation.deliver(A, update_of(B, current)) == []
+    assert federation.receipts(B) == []
+    assert "signature" in federation.refusals()[0]
+
+
+def test_a_device_that_nobody_registered_is_refused(federation: Federation) -> None:
+    current = federation.open_round()
+    for kind in ("update", "get", "report", "state"):
+        federation.coordinator.handle(TOPICS.up("stranger", kind), update_of(A, current))
+    assert federation.refusals() == ["the device is not registered"] * 4
+
+
+@pytest.mark.parametrize("topic", ["", "fl/v1/pumps/up/pump-1/receipt", "fl/v1/fans/up/pump-1/state", "#"])
+def test_a_foreign_topic_is_noted(federation: Federation, topic: str) -> None:
+    federation.coordinator.handle(topic, b"x")
+    assert len(federation.refusals()) == 1
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_restart_in_the_middle_of_a_round_changes_no_bit(tmp_path: Path, after: int) -> None:
+    hashes = []
+    for restarted in (False, True):
+        federation = Federation(tmp_path / str(restarted))
+        federation.push()
+        federation.register()
+        federation.coordinator.tick()
+        current = federation.open_round()
+        for index, name in enumerate(NAMES):
+            if restarted and index == after:
+                federation.restart()
+                assert federation.newest(Round, "round") == current
+            verdict = federation.deliver(name, update_of(name, current, 0.2 * (index + 1)))[0].verdict
+            assert verdict == "counted"
+        hashes.append(federation.release().adapter_sha256)
+        federation.close()
+    assert hashes[0] == hashes[1]
+
+
+def test_after_a_restart_an_update_from_before_is_a_duplicate(federation: Federation) -> None:
+    current = federation.open_round()
+    envelope = update_of(A, current)
+    federation.deliver(A, envelope)
+    federation.restart()
+    assert federation.deliver(A, envelope)[0].verdict == "duplicate"
+    for name in (B, C):
+        federation.deliver(name, update_of(name, current))
+    assert federation.release().updates == 3
+
+
+def test_a_deadline_without_quorum_is_announced_anew(federation: Federation) -> None:
+    current = federation.open_round()
+    federation.deliver(A, update_of(A, current))
+    federation.clock.advance(100.0)
+    federation.coordinator.tick()
+    later = federation.newest(Round, "round")
+    assert (later.number, later.deadline) == (1, current.deadline + 100.0)
+    federation.restart()
+    assert federation.newest(Round, "round") == later
+    assert federation.deliver(B, update_of(B, current))[0].verdict == "counted"
+
+
+def test_a_device_that_was_removed_is_heard_no_more(federation: Federation) -> None:
+    current = federation.open_round()
+    federation.store.remove_device(C)
+    assert federation.deliver(C, update_of(C, current)) == []
+    for name in (A, B):
+        federation.deliver(name, update_of(name, current))
+    federation.clock.advance(100.0)
+    federation.coordinator.tick()
+    assert federation.release().updates == 2
+
+
+def test_a_new_package_ends_the_open_round(federation: Federation) -> None:
+    current = federation.open_round()
+    federation.deliver(A, update_of(A, current))
+    federation.push(initial=1.0)
+    federation.coordinator.tick()
+    assert federation.announcement().version == 2
+    release = federation.release()
+    assert (release.number, release.updates, release.parent) == (1, 0, b"")
+    assert release_adapter(release, PARAMETERS).tolist() == [1.0] * PARAMETERS
+    assert federation.deliver(B, update_of(B, current))[0].verdict == "late"
+    following = federation.open_round()
+    assert (following.number, following.package) == (2, federation.announcement().package.sha256)
+
+
+def test_chunks_come_in_the_order_of_the_request(tmp_path: Path) -> None:
+    federation = Federation(tmp_path)
+    data = federation.push(filler=200_000)
+    federation.register()
+    federation.coordinator.tick()
+    artifact = federation.announcement().package
+    assert len(artifact.chunk_sha256) == 4
+    topic = TOPICS.up(A, "get")
+    federation.coordinator.handle(topic, seal(ChunkRequest(artifact.sha256, (3, 0)), KEYS[A], topic))
+    down = TOPICS.down(A, "chunk")
+    chunks = [unseal(Chunk, payload, SERVER_KEY.public, down) for payload in federation.wire.take(down)]
+    assert [chunk.index for chunk in chunks] == [3, 0]
+    for chunk in chunks:
+        start, end = artifact.chunk_range(chunk.index)
+        assert chunk.data == data[start:end]
+    federation.close()
+
+
+@pytest.mark.parametrize("index", [-1, 1, 2**60])
+def test_a_chunk_out_of_range_is_refused(federation: Federation, index: int) -> None:
+    topic = TOPICS.up(A, "get")
+    request = ChunkRequest(federation.announcement().package.sha256, (index,))
+    federation.coordinator.handle(topic, seal(request, KEYS[A], topic))
+    assert federation.wire.take(TOPICS.down(A, "chunk")) == []
+    assert federation.refusals() == [f"expected chunks below 1, got {index}"]
+
+
+def test_an_artifact_that_is_not_announced_is_refused(federation: Federation) -> None:
+    topic = TOPICS.up(A, "get")
+    federation.coordinator.handle(topic, seal(ChunkRequest(b"x" * 32, (0,)), KEYS[A], topic))
+    assert "no artifact 7878" in federation.refusals()[0]
+
+
+def test_a_report_is_kept(federation: Federation) -> None:
+    topic = TOPICS.up(A, "report")
+    federation.coordinator.handle(topic, seal(Report(0, "personal", 8, 0.5), KEYS[A], topic))
+    assert federation.store.reports(0)[A]["choice"] == "personal"
+
+
+def test_open_enrolment_keeps_the_first_key(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, enrolment="open")
+    federation.push()
+    federation.coordinator.tick()
+    federation.say(A)
+    assert federation.store.device_key(A) == KEYS[A].public
+    topic = TOPICS.up(A, "state")
+    thief = private_key(66)
+    state = DeviceState(False, 99, thief.public.raw)
+    federation.coordinator.handle(topic, seal(state, thief, topic))
+    assert federation.store.device_key(A) == KEYS[A].public
+    assert federation.store.devices()[0]["online"]
+    assert len(federation.refusals()) == 1
+    federation.close()
+
+
+def test_open_enrolment_takes_no_key_that_did_not_sign(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, enrolment="open")
+    topic = TOPICS.up(A, "state")
+    for payload in (seal(DeviceState(True, 1, KEYS[A].public.raw), KEYS[B], topic), b"x", b"\xd2\x84"):
+        federation.coordinator.handle(topic, payload)
+    assert federation.store.devices() == []
+    assert len(federation.refusals()) == 3
+    federation.close()
+
+
+def test_a_cleared_state_is_nothing(federation: Federation) -> None:
+    federation.coordinator.handle(TOPICS.up(A, "state"), b"")
+    assert federation.refusals() == []
+
+
+def test_only_devices_with_labels_and_the_newest_release_are_ready(federation: Federation) -> None:
+    federation.say(A, labelled_windows=0)
+    federation.say(B, release=-1)
+    federation.say(C, online=False)
+    for _ in range(5):
+        federation.coordinator.tick()
+        federation.clock.advance(1000.0)
+    assert federation.everything(Round, "round") == []
+
+
+def test_without_a_package_nothing_happens_and_nothing_breaks(tmp_path: Path) -> None:
+    federation = Federation(tmp_path)
+    federation.register()
+    federation.coordinator.tick()
+    for name in NAMES:
+        federation.say(name)
+    envelope = update_of(A, Round(1, b"p" * 32, b"b" * 32, NAMES, 0.0))
+    assert federation.deliver(A, envelope) == []
+    federation.coordinator.tick()
+    assert federation.everything(Announcement, "announcement") == []
+    federation.close()
+
+
+def test_what_was_lost_offline_is_published_at_the_next_connection(federation: Federation) -> None:
+    federation.wire.connected = False
+    for name in NAMES:
+        federation.say(name)
+    federation.coordinator.tick()
+    assert federation.everything(Round, "round") == []
+    federation.wire.connected = True
+    federation.wire.published.clear()
+    federation.coordinator.connected()
+    retained = [topic for topic, _, retain in federation.wire.published if retain]
+    expected = [TOPICS.server_state(), *(TOPICS.all(kind) for kind in ("announcement", "release", "round"))]
+    assert retained == expected
+    assert federation.newest(Release, "release").number == 0
+
+
+def test_the_will_says_that_the_server_is_gone(federation: Federation) -> None:
+    topic, payload = federation.coordinator.will()
+    assert unseal(ServerState, payload, SERVER_KEY.public, topic) == ServerState(False, 1_000_000)
+    assert federation.coordinator.subscriptions[0] == "fl/v1/pumps/up/+/state"
+
+
+def test_after_the_last_round_devices_rest(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, round_policy=RoundPolicy(minimum_devices=3, rounds=2))
+    federation.push()
+    federation.register()
+    federation.coordinator.tick()
+    for number in (1, 2):
+        current = federation.open_round()
+        assert current.number == number
+        for name in NAMES:
+            federation.deliver(name, update_of(name, current))
+    federation.restart()
+    for name in NAMES:
+        federation.say(name)
+    federation.coordinator.tick()
+    assert federation.everything(Round, "round") == []
+    assert federation.release().number == 2
+    federation.close()
+
+
+def test_a_package_that_changed_on_disk_is_not_served(federation: Federation) -> None:
+    path = federation.store.package_path(federation.announcement().package.sha256)
+    other = Federation(path.parent.parent.parent / "other")
+    data = other.push(initial=5.0)
+    other.close()
+    path.write_bytes(data)
+    assert hashlib.sha256(data).hexdigest() != path.stem
+    federation.close()
+    with pytest.raises(ServerError, match="changed on disk; push it again"):
+        federation.start()
