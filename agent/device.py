@@ -248,7 +248,7 @@ class DeviceAgent:
         local, initial = self._store.adapter("local"), self._store.adapter("initial")
         if local is None or initial is None:
             raise AgentError("the store lost its adapters; remove the state directory")
-        learned = learner.learn(release.adapter_sha256, adapter, local, initial)
+        learned = learner.learn(release.adapter_sha256, adapter, local, initial, release.default)
         facts = {
             "fingerprint": learned.fingerprint,
             "windows": str(learned.windows),
@@ -256,6 +256,7 @@ class DeviceAgent:
             "loss_after": repr(learned.loss_after),
             "holdout_windows": str(learned.holdout_windows),
             "gain": repr(learned.decision.gain),
+            "personal_gain": repr(learned.personal_gain),
         }
         self._store.adopt(
             release.number, release.adapter_sha256, dict(learned.adapters), learned.decision.choice, facts
@@ -341,6 +342,7 @@ class DeviceAgent:
             up,
             down,
             self._require_learner().problems(),
+            float(self._store.text("personal_gain")),
         )
         topic = self._topics.up(self._config.device, "report")
         self._publish(topic, seal(report, self._key, topic), False)

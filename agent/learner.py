@@ -32,6 +32,8 @@ class Learned:
     adapters: Mapping[str, Floats]
     """"global", "local", "personal" and "adopted", float32 [parameters] each."""
     decision: gate.Decision
+    personal_gain: float
+    """Mean held-out loss of training alone minus that of the personal adapter."""
     holdout_windows: int
     fingerprint: str
     """Of the labelled windows that were used."""
@@ -82,7 +84,7 @@ class Learner:
         """Recordings that cannot be read, with the reason; at most ten."""
         return tuple(self._source.problems.values())[:10]
 
-    def learn(self, name: bytes, release: Floats, local: Floats, initial: Floats) -> Learned:
+    def learn(self, name: bytes, release: Floats, local: Floats, initial: Floats, default: str) -> Learned:
         """Train from a release and decide.
 
         Args:
@@ -90,20 +92,19 @@ class Learner:
             release: its adapter, float32 [parameters].
             local: the adapter that was trained alone so far.
             initial: the package's initial adapter.
+            default: what the gate keeps without evidence.
         """
         inventory = self.inventory()
         training, holdout = self._split(inventory)
         local = train(self._engine, local, training, self.policy, self._random(name, "local"))
         personal = self.personalise(name, release, training)
         candidates = {"local": local, "personal": personal, "global": release, "backbone": initial}
-        decision = gate.decide(
-            {label: losses(self._engine, adapter, holdout) for label, adapter in candidates.items()}
-            if len(holdout)
-            else {"local": np.zeros(0)}
-        )
+        held = {label: losses(self._engine, adapter, holdout) for label, adapter in candidates.items()}
+        decision = gate.decide(held, default)
         return Learned(
             {"global": release, "local": local, "personal": personal, "adopted": candidates[decision.choice]},
             decision,
+            gate.mean(gate.gains(held["local"], held["personal"])),
             len(holdout),
             inventory.fingerprint,
             len(training),

@@ -4,7 +4,7 @@ import numpy as np
 
 from agent.engine import Floats
 from protocol import entropy_coding
-from protocol.messages import Round, TrainingPolicy, Update, seal
+from protocol.messages import BASE_BYTES, Round, TrainingPolicy, Update, seal
 from protocol.package import Manifest
 from protocol.quantisation import dither_seed, quantise
 from protocol.signing import PrivateKey
@@ -53,7 +53,7 @@ def make_update(
     quantised = quantise(difference, manifest.slices().values(), seed, policy.step_ratio)
     update = Update(
         current.number,
-        current.base,
+        current.base[:BASE_BYTES],
         min(windows, policy.maximum_weight),
         quantised.steps,
         entropy_coding.encode(quantised.symbols),

@@ -14,9 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from models.errors import AdapterError, ModelError
-from models.keys import parse_public_key, read_key, write_new_key
+from protocol.errors import SignatureError
 from protocol.package import MAX_PACKAGE_BYTES
-from protocol.signing import PrivateKey
+from protocol.signing import PrivateKey, PublicKey
+from runtime import keys
+from runtime.errors import SetupError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error.args[0]}", file=sys.stderr)
         if error.hint:
             print(f"       {error.hint}", file=sys.stderr)
+        return 1
+    except (SetupError, SignatureError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -176,7 +181,7 @@ def _write(
 ) -> None:
     from models.export import export  # noqa: PLC0415
 
-    key = PrivateKey.generate() if options.key is None else read_key(options.key)
+    key = PrivateKey.generate() if options.key is None else keys.read(options.key)
     data = export(
         module,
         *inputs,
@@ -204,7 +209,7 @@ def _write(
 def _inspect(options: argparse.Namespace) -> None:
     from models.packages import describe  # noqa: PLC0415
 
-    publisher = parse_public_key(options.publisher) if options.publisher else None
+    publisher = PublicKey.from_hex(options.publisher) if options.publisher else None
     facts = describe(_read(options.package), publisher)
     if options.json:
         print(json.dumps(facts, indent=2))
@@ -226,14 +231,14 @@ def _inspect(options: argparse.Namespace) -> None:
 def _verify(options: argparse.Namespace) -> None:
     from models.packages import verify  # noqa: PLC0415
 
-    package = verify(_read(options.package), parse_public_key(options.publisher))
+    package = verify(_read(options.package), PublicKey.from_hex(options.publisher))
     manifest = package.manifest
     print(f"good: {manifest.name} version {manifest.version}, sha256 {package.sha256.hex()}")
 
 
 def _keygen(options: argparse.Namespace) -> None:
-    public = write_new_key(options.file)
-    print(f"wrote {options.file} (keep it secret)\npublisher {public.raw.hex()}")
+    key = keys.make(options.file)
+    print(f"wrote {options.file} (keep it secret)\npublisher {key.public.raw.hex()}")
 
 
 def _read(file: Path) -> bytes:

@@ -90,7 +90,7 @@ def decode(body: bytes, count: int) -> NDArray[np.int32]:
             taken += low.size
     if taken != words.size or not (state == LOW).all():
         raise EncodingError("the entropy-coded body does not end where its symbols end")
-    return values[slot_symbol[slots.reshape(-1)[:count]]].astype(np.int32)
+    return np.asarray(values[slot_symbol[slots.reshape(-1)[:count]]], np.int32)
 
 
 def _lanes_log2(count: int) -> int:
@@ -100,7 +100,7 @@ def _lanes_log2(count: int) -> int:
 
 def _normalise(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Scale counts to frequencies >= 1 that sum to SCALE."""
-    frequencies = np.maximum(1, counts * SCALE // counts.sum())
+    frequencies: NDArray[np.int64] = np.maximum(1, counts * SCALE // counts.sum())
     excess = int(frequencies.sum()) - SCALE
     for index in np.argsort(-frequencies, kind="stable"):
         if excess == 0:

@@ -23,7 +23,10 @@ from protocol.topics import check_name, context
 Message = TypeVar("Message")
 
 VERDICTS = ("counted", "duplicate", "late", "refused")
+BASE_BYTES = 8
+"""Of a release's name in an update: enough to notice a mix-up, and the signature covers the rest."""
 CHOICES = ("backbone", "local", "global", "personal")
+DEFAULTS = ("local", "personal")
 
 
 def _check_hash(name: str, value: bytes, *, empty: bool = False) -> None:
@@ -46,7 +49,7 @@ class TrainingPolicy:
     weight_decay: float = 0.0
     momentum: float = 0.9
     """Of "sgd" only."""
-    epochs: int = 5
+    epochs: int = 20
     """Passes over the labelled windows per release."""
     balance_classes: bool = True
     """Weight the windows so that every class counts the same."""
@@ -157,6 +160,7 @@ class Update:
 
     round: int
     base: bytes
+    """First 8 bytes of the SHA-256 of the release's adapter that the device started from."""
     weight: int
     """Labelled windows that it was trained on, at most the policy's maximum."""
     steps: bytes
@@ -168,7 +172,8 @@ class Update:
 
     def __post_init__(self) -> None:
         _check_range("round", self.round, 1, 1 << 40)
-        _check_hash("base", self.base)
+        if len(self.base) != BASE_BYTES:
+            raise ValueError(f"base: expected {BASE_BYTES} bytes, got {len(self.base)}")
         _check_range("weight", self.weight, 1, 1 << 16)
         _check_range("loss_before", self.loss_before, 0, 1e6)
         _check_range("loss_after", self.loss_after, 0, 1e6)
@@ -206,12 +211,16 @@ class Release:
     updates: int = 0
     weight: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    default: str = "local"
+    """What a device uses unless its own held-out windows show otherwise: "local" or "personal"."""
 
     def __post_init__(self) -> None:
         _check_range("number", self.number, 0, 1 << 40)
         _check_hash("package", self.package)
         _check_hash("parent", self.parent, empty=True)
         _check_hash("adapter_sha256", self.adapter_sha256)
+        if self.default not in DEFAULTS:
+            raise ValueError(f"default: expected one of {', '.join(DEFAULTS)}, got {self.default!r}")
 
 
 @dataclass(frozen=True)
@@ -232,10 +241,14 @@ class Report:
     bytes_down: int = 0
     problems: tuple[str, ...] = ()
     """Recordings that could not be read, with the reason."""
+    personal_gain: float = 0.0
+    """Held-out loss of the local adapter minus that of the personal one."""
 
     def __post_init__(self) -> None:
         if self.choice not in CHOICES:
             raise ValueError(f"choice: expected one of {', '.join(CHOICES)}, got {self.choice!r}")
+        _check_range("gain", self.gain, -1e3, 1e3)
+        _check_range("personal_gain", self.personal_gain, -1e3, 1e3)
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ class Manifest:
             raise ValueError(f"batch: expected 1 to 4096, got {self.batch}")
         if not 1 <= self.feature_size <= 16_000_000:
             raise ValueError(f"feature_size: expected 1 to 16,000,000, got {self.feature_size}")
-        if set(self.files) < set(MEMBERS):
+        if not set(self.files) >= set(MEMBERS):
             raise ValueError(f"files: expected at least {', '.join(MEMBERS)}")
         if self.files[PREFIX] != self.backbone_sha256:
             raise ValueError("backbone_sha256: expected the hash of prefix.onnx")
@@ -178,9 +178,7 @@ def unpack(data: bytes, publisher: PublicKey | None) -> ModelPackage:
     return ModelPackage(manifest, members, adapter, hashlib.sha256(data).digest())
 
 
-def extract(
-    stream: BinaryIO, publisher: PublicKey | None, write: Callable[[str, bytes], None]
-) -> Manifest:
+def extract(stream: BinaryIO, publisher: PublicKey | None, write: Callable[[str, bytes], None]) -> Manifest:
     """Check an archive block by block, so that a large package never stands in memory as a whole.
 
     Args:
@@ -200,7 +198,7 @@ def extract(
             for name, info in infos.items():
                 digest = hashlib.sha256()
                 with archive.open(info) as member:
-                    for block in iter(lambda: member.read(_BLOCK_BYTES), b""):  # noqa: B023 - used at once
+                    for block in iter(lambda: member.read(_BLOCK_BYTES), b""):
                         digest.update(block)
                         write(name, block)
                 _check_hash(name, manifest.files[name], digest.digest())

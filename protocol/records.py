@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, TypeVar
 
 from protocol.errors import SchemaError
@@ -23,7 +23,7 @@ Record = TypeVar("Record")
 
 
 @functools.cache
-def _hints(record: type) -> dict[str, Any]:
+def _hints(record: Hashable) -> dict[str, Any]:
     return typing.get_type_hints(record)
 
 
@@ -74,7 +74,7 @@ def to_numbered(record: Any) -> dict[int, Any]:
 
 
 def _build(record: type[Record], values: Mapping[str, Any], path: str, nested: Any) -> Record:
-    hints = _hints(record)
+    hints = _hints(typing.cast("Hashable", record))
     arguments = {}
     for field in dataclasses.fields(record):  # type: ignore[arg-type]
         where = _join(path, field.name)

@@ -3,27 +3,54 @@
 import os
 from pathlib import Path
 
+from protocol.errors import SignatureError
 from protocol.signing import PrivateKey
 from runtime.errors import SetupError
 
 
-def load_or_make(path: Path) -> PrivateKey:
-    """Read a private key; make it first where there is none. A crash leaves no half-written key.
+def make(path: Path) -> PrivateKey:
+    """Make a key in a new file of mode 0600. A crash leaves no half-written key.
 
     Raises:
-        SetupError: the file holds something else.
+        SetupError: the file exists (a key is never overwritten) or cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        partial = path.with_suffix(".partial")
-        partial.unlink(missing_ok=True)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    key = PrivateKey.generate()
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(PrivateKey.generate().raw.hex())
+            file.write(key.raw.hex() + "\n")
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        os.link(partial, path)  # unlike a rename, this fails where the file exists
+    except FileExistsError as error:
+        raise SetupError(f"{path} exists; choose another name, a key is never overwritten") from error
+    except OSError as error:
+        raise SetupError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return key
+
+
+def read(path: Path) -> PrivateKey:
+    """Read a private key.
+
+    Raises:
+        SetupError: the file is missing or holds something else. What it holds is never quoted.
+    """
     try:
         return PrivateKey(bytes.fromhex(path.read_text("ascii").strip()))
-    except ValueError as error:
-        raise SetupError(f"{path}: expected 64 hexadecimal digits") from error
+    except OSError as error:
+        raise SetupError(f"{path}: not readable: {error.strerror}") from error
+    except (ValueError, SignatureError):
+        raise SetupError(f"{path}: expected a key of 64 hexadecimal digits") from None
+
+
+def load_or_make(path: Path) -> PrivateKey:
+    """Read a private key; make it first where there is none.
+
+    Raises:
+        SetupError: the file holds something else, or cannot be read or written.
+    """
+    return read(path) if path.exists() else make(path)

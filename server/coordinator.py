@@ -34,6 +34,7 @@ from server import round as rounds
 from server.aggregation import WeightedMean
 from server.config import ServerConfig
 from server.errors import ServerError
+from server.evaluation import fleet_default
 from server.intake import Accepted, OpenRound, Rejected, examine, open_update
 from server.store import PackageRecord, ReleaseRecord, RoundRecord, Store
 
@@ -263,6 +264,7 @@ class Coordinator:
             self._mean.updates,
             self._mean.weight,
             {"loss_before": self._losses[0] / weight, "loss_after": self._losses[1] / weight},
+            fleet_default(self._store.reports(base.number).values()),
         )
         self._store.close_round(number, release, self._now())
         self._release, self._open = release, None
@@ -338,6 +340,7 @@ class Coordinator:
             self._release.updates,
             self._release.weight,
             dict(self._release.metrics),
+            self._release.default_choice,
         )
         self._send(self._topics.all("release"), release, retain=True)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from protocol import entropy_coding
 from protocol.errors import ProtocolError
-from protocol.messages import TrainingPolicy, Update, unseal
+from protocol.messages import BASE_BYTES, TrainingPolicy, Update, unseal
 from protocol.package import Manifest
 from protocol.quantisation import Quantised, dequantise, dither_seed
 from protocol.signing import PublicKey
@@ -66,6 +66,8 @@ def examine(
     policy: TrainingPolicy,
 ) -> Accepted | Rejected:
     """Decide on an update whose signature was checked."""
+    if current is None or update.round < current.number:
+        return Rejected("late", f"round {update.round} is closed")
     rejected = _check_fields(update, device, current, policy)
     if rejected:
         return rejected
@@ -74,7 +76,7 @@ def examine(
         vector = dequantise(
             Quantised(update.steps, symbols),
             manifest.slices().values(),
-            dither_seed(federation, device, update.round, update.base),
+            dither_seed(federation, device, update.round, current.base),
         )
     except ProtocolError as error:
         return Rejected("refused", str(error))
@@ -84,17 +86,14 @@ def examine(
     return Accepted(bounded, update.weight, update.loss_before, update.loss_after)
 
 
-def _check_fields(
-    update: Update, device: str, current: OpenRound | None, policy: TrainingPolicy
-) -> Rejected | None:
-    if current is None or update.round < current.number:
-        return Rejected("late", f"round {update.round} is closed")
+def _check_fields(update: Update, device: str, current: OpenRound, policy: TrainingPolicy) -> Rejected | None:
     if update.round > current.number:
         return Rejected("refused", f"expected round {current.number}, got {update.round}")
     if device not in current.cohort:
         return Rejected("refused", "not in the cohort of this round")
-    if update.base != current.base:
-        return Rejected("refused", f"expected base {current.base.hex()[:16]}, got {update.base.hex()[:16]}")
+    expected = current.base[:BASE_BYTES]
+    if update.base != expected:
+        return Rejected("refused", f"expected base {expected.hex()}, got {update.base.hex()}")
     if update.weight > policy.maximum_weight:
         return Rejected("refused", f"expected a weight up to {policy.maximum_weight}, got {update.weight}")
     return None

@@ -48,6 +48,7 @@ class ReleaseRecord:
     updates: int
     weight: int
     metrics: Mapping[str, float]
+    default_choice: str = "local"
 
 
 @dataclass(frozen=True)

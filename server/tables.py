@@ -81,6 +81,7 @@ releases = Table(
     Column("updates", Integer, nullable=False),
     Column("weight", BigInteger, nullable=False),
     Column("metrics", JSON, nullable=False),
+    Column("default_choice", String(16), nullable=False),
 )
 reports = Table(
     "reports",

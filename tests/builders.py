@@ -91,7 +91,7 @@ def tiny_manifest(members: Mapping[str, bytes], name: str = "tiny") -> Manifest:
 def tiny_members(initial: Sequence[float] = (0.0,) * PARAMETERS, filler: int = 0) -> dict[str, bytes]:
     """Members whose graphs are no ONNX; `filler` makes them longer."""
     return {
-        PREFIX: b"prefix" + bytes(filler),
+        PREFIX: b"prefix" + (bytes(range(251)) * (filler // 251 + 1))[:filler],
         STEP: b"step",
         PREDICT: b"predict",
         ADAPTER: write_adapter(np.asarray(initial, np.float32)),

@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from agent.gate import LOSS_CAP, MINIMUM_WINDOWS, Decision, decide
+from agent.gate import LOSS_CAP, SIGNIFICANCE, Decision, chance, decide
 
 
 def around(level: float, count: int = 20, seed: int = 0) -> NDArray[np.float64]:
     return level + np.random.Generator(np.random.PCG64(seed)).normal(0, 0.02, count)
 
 
-@pytest.mark.parametrize("count", range(MINIMUM_WINDOWS))
+@pytest.mark.parametrize("count", range(6))
 def test_too_few_windows_decide_nothing(count: int) -> None:
     assert decide({"local": np.full(count, 3.0), "personal": np.zeros(count)}) == Decision("local", 0.0)
 
@@ -24,8 +24,30 @@ def test_a_consistent_win_is_adopted() -> None:
     assert decision.gain == pytest.approx(0.3, abs=0.02)
 
 
-def test_four_windows_that_agree_are_enough() -> None:
-    assert decide({"local": np.full(4, 0.8), "personal": np.full(4, 0.5)}).choice == "personal"
+def test_six_windows_that_agree_are_enough() -> None:
+    assert decide({"local": np.full(6, 0.8), "personal": np.full(6, 0.5)}).choice == "personal"
+
+
+@pytest.mark.parametrize("count", [6, 9, 12, 13, 100])
+@pytest.mark.parametrize("gain", [0.1, 3.9])
+def test_one_lucky_window_wins_nothing(count: int, gain: float) -> None:
+    local = np.zeros(count)
+    local[0] = gain
+    assert decide({"local": local, "personal": np.zeros(count)}) == Decision("local", 0.0)
+
+
+def test_chances_by_hand() -> None:
+    assert chance(np.array([1.0, 2.0])) == 0.25
+    assert chance(np.array([1.0, -2.0])) == 0.75
+    assert chance(np.zeros(3)) == 1.0
+    assert chance(np.array([5.0, 1.0, 1.0, 1.0])) == 1 / 16
+
+
+def test_of_adapters_that_are_no_better_few_are_adopted() -> None:
+    random = np.random.Generator(np.random.PCG64(3))
+    trials = 400
+    lucky = sum(chance(random.standard_t(2, 20)) <= SIGNIFICANCE for _ in range(trials))
+    assert lucky <= trials * SIGNIFICANCE + 4 * np.sqrt(trials * SIGNIFICANCE)
 
 
 def test_the_best_of_several_wins() -> None:
@@ -48,12 +70,12 @@ def test_one_window_that_is_confidently_wrong_does_not_outweigh_the_others() -> 
     local[3] = 1e6
     worse = around(0.9)
     assert decide({"local": local, "global": worse}).choice == "local"
-    better = around(0.4)
+    better = around(0.4, 60)
     better[3] = 1e6
-    assert decide({"local": around(0.8), "global": better}).choice == "global"
+    assert decide({"local": around(0.8, 60), "global": better}).choice == "global"
 
 
-@pytest.mark.parametrize("count", [4, 9, 30])
+@pytest.mark.parametrize("count", [6, 9, 30])
 def test_one_lucky_window_that_the_rest_pays_for_wins_nothing(count: int) -> None:
     local, personal = np.full(count, 0.5), np.full(count, 0.51)
     local[0], personal[0] = 3.0, 0.0

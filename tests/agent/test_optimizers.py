@@ -96,4 +96,4 @@ def test_every_step_agrees_with_pytorch(policy: TrainingPolicy) -> None:
         parameter.grad = torch.tensor(gradient)
         foreign.step()
         vector = own.step(vector, gradient)
-        assert np.allclose(vector, parameter.detach().numpy(), rtol=1e-5, atol=1e-6)
+        assert np.allclose(vector, parameter.detach().numpy(), rtol=1e-5, atol=1e-5)

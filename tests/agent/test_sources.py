@@ -79,7 +79,7 @@ def test_a_recording_that_vanished_is_a_problem_and_no_crash(tmp_path: Path) -> 
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(AgentError, match="there is no folder .*nowhere"):
+    with pytest.raises(AgentError, match=r"there is no folder .*nowhere"):
         names(source(tmp_path / "nowhere"))
 
 

@@ -1,4 +1,4 @@
-"""Local training with a real model in numpy: the loss falls, rare classes count, nothing happens without data."""
+"""Local training with a model in numpy: the loss falls, rare classes count, without data nothing happens."""
 
 from dataclasses import replace
 

@@ -174,7 +174,7 @@ def test_a_users_module_becomes_a_package(workplace: Path, capsys: pytest.Captur
         ({"--schema": "missing.toml"}, "missing.toml: not readable"),
         ({"--schema": "my_model.py"}, "expected TOML"),
         ({"--key": "missing.key"}, "missing.key: not readable"),
-        ({"--key": "my_model.py"}, "expected 64 hexadecimal digits"),
+        ({"--key": "my_model.py"}, "expected a key of 64 hexadecimal digits"),
         ({"--rank": "0"}, "rank: expected 1 to 4096, got 0"),
         ({"--output": "missing/mine.graft"}, "cannot be written"),
     ],

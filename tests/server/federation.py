@@ -9,6 +9,7 @@ import numpy as np
 
 from protocol import entropy_coding
 from protocol.messages import (
+    BASE_BYTES,
     Announcement,
     DeviceState,
     Receipt,
@@ -122,5 +123,7 @@ def update_of(name: str, current: Round, level: float = 0.5, **changes: Any) -> 
     seed = dither_seed("pumps", name, current.number, current.base)
     quantised = quantise(np.full(PARAMETERS, level, np.float32), PARTS, seed, 2.0)
     body = entropy_coding.encode(quantised.symbols)
-    update = replace(Update(current.number, current.base, 10, quantised.steps, body, 0.5, 0.25), **changes)
+    update = replace(
+        Update(current.number, current.base[:BASE_BYTES], 10, quantised.steps, body, 0.5, 0.25), **changes
+    )
     return seal(update, KEYS[name], TOPICS.up(name, "update"))

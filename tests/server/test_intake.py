@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from protocol import entropy_coding
 from protocol.errors import EncodingError, SignatureError
-from protocol.messages import TrainingPolicy, Update, seal
+from protocol.messages import BASE_BYTES, TrainingPolicy, Update, seal
 from protocol.quantisation import dither_seed, quantise, to_float
 from protocol.topics import Topics
 from server.intake import Accepted, OpenRound, Rejected, examine, open_update
@@ -29,7 +29,9 @@ def honest(difference: Any = DIFFERENCE, device: str = DEVICE, **changes: Any) -
     seed = dither_seed(FEDERATION, device, NUMBER, BASE)
     vector = np.asarray(difference, np.float32)
     quantised = quantise(vector, MANIFEST.slices().values(), seed, POLICY.step_ratio)
-    update = Update(NUMBER, BASE, 12, quantised.steps, entropy_coding.encode(quantised.symbols), 0.75, 0.5)
+    update = Update(
+        NUMBER, BASE[:BASE_BYTES], 12, quantised.steps, entropy_coding.encode(quantised.symbols), 0.75, 0.5
+    )
     return replace(update, **changes)
 
 
@@ -57,7 +59,7 @@ def test_an_update_without_change_is_accepted() -> None:
     [
         ({"round": NUMBER - 1}, "late", "round 6 is closed"),
         ({"round": NUMBER + 1}, "refused", "expected round 7, got 8"),
-        ({"base": b"c" * 32}, "refused", "expected base 6262.*, got 6363"),
+        ({"base": b"c" * BASE_BYTES}, "refused", "expected base 6262.*, got 6363"),
         ({"weight": POLICY.maximum_weight + 1}, "refused", "expected a weight up to 4096, got 4097"),
         ({"steps": b"\x00\x00"}, "refused", "expected 2 steps, got 1"),
         ({"steps": b"\xff\xff\xff\xff"}, "refused", "step out of range"),

@@ -1,0 +1,77 @@
+# Two commands matter: `make demo` and `make test`. Both set up what they need in environments of their own.
+
+PYTHON ?= python3
+SEED ?= 0
+ROUNDS ?= 10
+LABELS ?=
+DATA ?=
+RUN ?= runs/demo
+
+# The demo's environment has no torch, like a device; the other one has everything.
+DEMO_VENV = .venv-demo
+VENV = .venv
+OPTIONS = --seed $(SEED) --rounds $(ROUNDS) $(if $(LABELS),--labels-per-class $(LABELS)) --directory $(RUN)
+
+.PHONY: help demo test test-system lint format types package clean
+
+help:  ## show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+ifeq ($(DATA),)
+demo: $(DEMO_VENV)/installed  ## a fleet of 8 simulated machines; with DATA=DIR a fleet directory of your own
+	@$(DEMO_VENV)/bin/graftwork-simulate demo $(OPTIONS)
+else
+demo: $(VENV)/installed
+	@$(VENV)/bin/graftwork-simulate run --data $(DATA) $(OPTIONS)
+endif
+
+test: $(VENV)/installed mosquitto  ## every test
+	$(VENV)/bin/python -m pytest
+
+test-system: $(VENV)/installed mosquitto  ## only the tests with real processes and a real broker
+	$(VENV)/bin/python -m pytest -m system
+
+lint: $(VENV)/installed  ## formatting, style, types, import rules, spelling
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/codespell --skip '*.zip,./.venv*,./runs,./.git,*_cache,./.hypothesis' .
+
+format: $(VENV)/installed  ## put the code into shape
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+package: $(VENV)/installed  ## make the demo's model package again
+	$(VENV)/bin/python -m benchmarks.demo_package
+
+# Not a file: looked for each time, installed where that is possible, done without where it is not.
+.PHONY: mosquitto
+mosquitto:
+	@PATH="$$PATH:/usr/sbin"; command -v mosquitto > /dev/null || \
+	{ [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq mosquitto > /dev/null; } || \
+	echo "mosquitto is not installed: the tests that need it are skipped (Debian: apt install mosquitto)"
+
+$(DEMO_VENV)/installed: pyproject.toml
+	@$(call make_environment,$(DEMO_VENV))
+	$(DEMO_VENV)/bin/python -m pip install --quiet --editable '.[simulation]'
+	@touch $@
+
+$(VENV)/installed: pyproject.toml
+	@$(call make_environment,$(VENV))
+	$(VENV)/bin/python -m pip install --quiet --editable '.[simulation,models]' --group test --group lint
+	@touch $@
+
+clean:  ## remove environments and runs
+	rm -rf $(VENV) $(DEMO_VENV) runs
+
+define make_environment
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+{ echo "Graftwork needs Python 3.10 or newer; name one with: make PYTHON=/path/to/python"; exit 1; }; \
+$(PYTHON) -m venv $(1) > /dev/null 2>&1 || \
+{ rm -rf $(1); [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update -qq && \
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv > /dev/null && $(PYTHON) -m venv $(1); } || \
+{ echo "cannot make a virtual environment; on Debian: apt install python3-venv"; exit 1; }; \
+$(1)/bin/python -m pip install --quiet --upgrade pip
+endef

@@ -1,0 +1,370 @@
+"""A whole device against a server that is nothing but a key: from a folder of recordings to a receipt."""
+
+import hashlib
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agent.config import AgentConfig, SourceConfig
+from agent.device import RESEND_SECONDS, DeviceAgent
+from agent.store import Store
+from protocol import entropy_coding
+from protocol.artifacts import describe
+from protocol.messages import (
+    BASE_BYTES,
+    Announcement,
+    Chunk,
+    ChunkRequest,
+    DeviceState,
+    Receipt,
+    Release,
+    Report,
+    Round,
+    TrainingPolicy,
+    Update,
+    adapter_bytes,
+    seal,
+    unseal,
+)
+from protocol.quantisation import Quantised, dequantise, dither_seed, to_float
+from protocol.signing import PrivateKey
+from protocol.topics import Topics
+from tests.builders import (
+    PARAMETERS,
+    PUBLISHER,
+    Clock,
+    LogisticEngine,
+    Wire,
+    private_key,
+    tiny_manifest,
+    tiny_members,
+    tiny_package,
+    two_levels,
+    write_recording,
+)
+
+SERVER, DEVICE_KEY, NAME, TOPICS = private_key(100), private_key(1), "pump-1", Topics("pumps")
+PACKAGE = tiny_package(filler=150_000)
+POLICY = TrainingPolicy(learning_rate=0.1)
+UP = {kind: TOPICS.up(NAME, kind) for kind in ("state", "update", "report", "get")}
+
+
+class Device:
+    """A device on a folder; `restart` kills it and starts another one on the same folder."""
+
+    def __init__(self, folder: Path, publishers: tuple[str, ...] = ()) -> None:
+        self.folder, self.clock, self.wire = folder, Clock(), Wire()
+        self.spool = folder / "spool"
+        self.spool.mkdir(parents=True)
+        source = SourceConfig(str(self.spool))
+        self.config = AgentConfig(
+            NAME, "pumps", SERVER.public.raw.hex(), source, str(folder / "state"), publishers
+        )
+        (folder / "state").mkdir()
+        self.start()
+
+    def start(self) -> None:
+        self.store = Store(self.folder / "state" / "agent.sqlite")
+        self.agent = DeviceAgent(
+            self.config,
+            self.store,
+            DEVICE_KEY,
+            self.wire,
+            self.clock,
+            make_engine=lambda *_: LogisticEngine(),
+            traffic=lambda: (11, 22),
+        )
+
+    def restart(self) -> None:
+        self.store.close()
+        self.wire.published.clear()
+        self.start()
+
+    def tell(self, topic: str, message: Any, key: PrivateKey = SERVER) -> None:
+        self.agent.handle(topic, seal(message, key, topic))
+
+    def announce(self, data: bytes = PACKAGE, version: int = 1, policy: TrainingPolicy = POLICY) -> None:
+        self.tell(TOPICS.all("announcement"), Announcement(version, "tiny", describe(data), policy))
+
+    def serve_chunks(self, data: bytes = PACKAGE, rounds: int = 100) -> None:
+        """Answer the device's requests for chunks until there are none."""
+        artifact = describe(data)
+        for _ in range(rounds):
+            requests = [request.indices for request in self.said(ChunkRequest, "get")]
+            if not requests:
+                return
+            for index in [index for indices in requests for index in indices]:
+                start, end = artifact.chunk_range(index)
+                chunk = Chunk(artifact.sha256, index, data[start:end])
+                self.tell(TOPICS.down(NAME, "chunk"), chunk)
+
+    def release(self, number: int = 0, level: float = 0.0, data: bytes = PACKAGE) -> Release:
+        raw = adapter_bytes(np.full(PARAMETERS, level, np.float32))
+        package, digest = hashlib.sha256(data).digest(), hashlib.sha256(raw).digest()
+        release = Release(number, package, b"", digest, zlib.compress(raw))
+        self.tell(TOPICS.all("release"), release)
+        return release
+
+    def open_round(self, number: int, release: Release, cohort: tuple[str, ...] = (NAME,)) -> Round:
+        current = Round(number, release.package, release.adapter_sha256, cohort, 0.0)
+        self.tell(TOPICS.all("round"), current)
+        return current
+
+    def said(self, kind: type, topic: str) -> list[Any]:
+        """What the device published of a kind since the last look."""
+        return [unseal(kind, payload, DEVICE_KEY.public, UP[topic]) for payload in self.wire.take(UP[topic])]
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Device]:
+    device = Device(tmp_path / "device")
+    write_recording(device.spool / "a.csv", two_levels(20))
+    yield device
+    device.store.close()
+
+
+@pytest.fixture
+def trained(device: Device) -> Device:
+    """A device that has installed the package and adopted its first release."""
+    device.announce()
+    device.serve_chunks()
+    device.release()
+    return device
+
+
+def test_from_an_announcement_to_a_cleared_outbox(device: Device) -> None:
+    device.agent.connected()
+    [state] = device.said(DeviceState, "state")
+    assert (state.online, state.package, state.release, state.labelled_windows) == (True, b"", -1, 0)
+    device.announce()
+    device.serve_chunks()
+    assert device.said(DeviceState, "state")[-1].labelled_windows == 40
+    release = device.release()
+    state = device.said(DeviceState, "state")[-1]
+    assert (state.package, state.release) == (release.package, 0)
+    [report] = device.said(Report, "report")
+    assert (report.release, report.labelled_windows, report.holdout_windows) == (0, 40, 12)
+    assert report.choice in {"local", "personal"}
+    assert (report.bytes_up, report.bytes_down, report.problems) == (11, 22, ())
+    current = device.open_round(1, release)
+    [envelope] = device.wire.take(UP["update"])
+    update = unseal(Update, envelope, DEVICE_KEY.public, UP["update"])
+    assert (update.round, update.base, update.weight) == (1, current.base[:BASE_BYTES], 28)
+    assert update.loss_after < update.loss_before
+    assert [entry.envelope for entry in device.store.outbox()] == [envelope]
+    receipt = Receipt(hashlib.sha256(envelope).digest(), 1, "counted")
+    device.tell(TOPICS.down(NAME, "receipt"), receipt)
+    assert device.store.outbox() == []
+
+
+def test_the_update_is_what_was_learned(trained: Device) -> None:
+    release = trained.release(1, level=0.25)
+    current = trained.open_round(1, release)
+    [update] = trained.said(Update, "update")
+    personal, base = trained.store.adapter("personal"), trained.store.adapter("global")
+    assert personal is not None
+    assert base is not None
+    symbols = entropy_coding.decode(update.body, PARAMETERS)
+    parts = tiny_manifest(tiny_members()).slices().values()
+    seed = dither_seed("pumps", NAME, 1, current.base)
+    vector = to_float(dequantise(Quantised(update.steps, symbols), parts, seed))
+    for part in parts:
+        step = 2 * np.sqrt(np.mean((personal - base)[part].astype(np.float64) ** 2))
+        assert np.abs(vector - (personal - base))[part].max() <= 0.51 * step
+
+
+def test_a_round_is_answered_once_and_resent_until_its_receipt(trained: Device) -> None:
+    release = trained.release(1)
+    current = trained.open_round(1, release)
+    [first] = trained.wire.take(UP["update"])
+    trained.tell(TOPICS.all("round"), current)
+    assert trained.wire.take(UP["update"]) == []
+    trained.clock.advance(RESEND_SECONDS)
+    trained.agent.tick()
+    assert trained.wire.take(UP["update"]) == [first]
+    trained.agent.connected()
+    assert trained.wire.take(UP["update"]) == [first]
+    trained.restart()
+    trained.agent.connected()
+    assert trained.wire.take(UP["update"]) == [first]
+    trained.tell(TOPICS.down(NAME, "receipt"), Receipt(hashlib.sha256(first).digest(), 1, "late", "closed"))
+    trained.agent.connected()
+    assert trained.wire.take(UP["update"]) == []
+
+
+def test_an_update_made_offline_is_sent_at_the_next_connection(trained: Device) -> None:
+    trained.wire.connected = False
+    trained.open_round(1, trained.release(1))
+    trained.wire.connected = True
+    trained.agent.connected()
+    assert len(trained.wire.take(UP["update"])) == 1
+
+
+@pytest.mark.parametrize("key", [DEVICE_KEY, PUBLISHER, private_key(99)])
+def test_what_another_key_signed_is_ignored(trained: Device, key: PrivateKey) -> None:
+    before = trained.store.state()
+    release = Release(9, before.package, b"", b"h" * 32, b"")
+    trained.tell(TOPICS.all("release"), release, key)
+    trained.tell(TOPICS.all("round"), Round(9, before.package, before.base, (NAME,), 0.0), key)
+    trained.tell(TOPICS.all("announcement"), Announcement(9, "evil", describe(b"x"), POLICY), key)
+    trained.wire.published.clear()
+    trained.agent.tick()
+    assert trained.store.state() == before
+    assert [topic for topic, _, _ in trained.wire.published if topic != UP["state"]] == []
+
+
+@pytest.mark.parametrize("payload", [b"", b"garbage", b"\xd2\x84", bytes(1000)])
+def test_garbage_is_ignored_on_every_topic(trained: Device, payload: bytes) -> None:
+    before = trained.store.state()
+    for topic in [*trained.agent.subscriptions, TOPICS.down("pump-2", "receipt"), "elsewhere", ""]:
+        trained.agent.handle(topic, payload)
+    assert trained.store.state() == before
+
+
+def test_a_message_moved_to_another_topic_is_ignored(trained: Device) -> None:
+    release = trained.release(1)
+    current = Round(1, release.package, release.adapter_sha256, (NAME,), 0.0)
+    foreign = Topics("fans").all("round")
+    trained.agent.handle(TOPICS.all("round"), seal(current, SERVER, foreign))
+    assert trained.wire.take(UP["update"]) == []
+
+
+def test_a_forged_receipt_clears_nothing(trained: Device) -> None:
+    trained.open_round(1, trained.release(1))
+    [envelope] = trained.wire.take(UP["update"])
+    receipt = Receipt(hashlib.sha256(envelope).digest(), 1, "counted")
+    trained.tell(TOPICS.down(NAME, "receipt"), receipt, private_key(99))
+    elsewhere = TOPICS.down("pump-2", "receipt")
+    trained.agent.handle(TOPICS.down(NAME, "receipt"), seal(receipt, SERVER, elsewhere))
+    assert len(trained.store.outbox()) == 1
+
+
+def test_an_old_release_or_package_is_not_taken_again(trained: Device) -> None:
+    trained.release(5, level=0.5)
+    before = trained.store.state()
+    trained.release(4, level=0.75)
+    trained.announce(tiny_package(filler=7), version=1)
+    assert trained.store.state() == before
+    assert trained.said(ChunkRequest, "get") == []
+
+
+def test_a_download_goes_on_after_a_restart(device: Device) -> None:
+    device.announce()
+    [request] = device.said(ChunkRequest, "get")
+    assert request.indices == (0, 1, 2)
+    artifact = describe(PACKAGE)
+    start, end = artifact.chunk_range(1)
+    device.tell(TOPICS.down(NAME, "chunk"), Chunk(artifact.sha256, 1, PACKAGE[start:end]))
+    device.restart()
+    device.announce()
+    [request] = device.said(ChunkRequest, "get")
+    assert request.indices == (0, 2)
+
+
+def test_chunks_that_do_not_come_are_asked_for_again(device: Device) -> None:
+    device.announce()
+    device.said(ChunkRequest, "get")
+    device.agent.tick()
+    assert device.said(ChunkRequest, "get") == []
+    device.clock.advance(10.0)
+    device.agent.tick()
+    assert [request.indices for request in device.said(ChunkRequest, "get")] == [(0, 1, 2)]
+    device.agent.connected()
+    device.agent.tick()
+    assert [request.indices for request in device.said(ChunkRequest, "get")] == [(0, 1, 2)]
+
+
+def test_a_chunk_with_other_bytes_is_refused(device: Device) -> None:
+    device.announce()
+    device.tell(TOPICS.down(NAME, "chunk"), Chunk(describe(PACKAGE).sha256, 0, b"evil"))
+    assert list((device.folder / "state" / "packages").iterdir()) == []
+
+
+def test_a_package_of_an_unknown_publisher_is_not_installed(tmp_path: Path) -> None:
+    device = Device(tmp_path / "device", (private_key(9).public.raw.hex(),))
+    device.announce()
+    device.serve_chunks()
+    assert device.store.state().package == b""
+    device.store.close()
+
+
+def test_a_release_and_round_before_the_package_are_taken_up_after_it(device: Device) -> None:
+    package, base = hashlib.sha256(PACKAGE).digest(), adapter_bytes(np.zeros(PARAMETERS, np.float32))
+    current = Round(1, package, hashlib.sha256(base).digest(), (NAME,), 0.0)
+    device.tell(TOPICS.all("round"), current)
+    device.release()
+    device.announce()
+    device.serve_chunks()
+    assert device.store.state().release == 0
+    assert len(device.said(Update, "update")) == 1
+
+
+def test_a_new_package_starts_anew(trained: Device) -> None:
+    other = tiny_package((1.0,) * PARAMETERS, filler=5)
+    trained.announce(other, version=2)
+    trained.serve_chunks(other)
+    state = trained.store.state()
+    assert (state.version, state.package, state.base) == (2, hashlib.sha256(other).digest(), b"")
+    assert trained.said(DeviceState, "state")[-1].release in {-1, 0}
+    trained.release(1, level=1.0, data=other)
+    assert trained.store.state().release == 1
+    folders = [path.name for path in (trained.folder / "state" / "packages").iterdir()]
+    assert folders == [hashlib.sha256(other).hexdigest()]
+
+
+def test_a_new_policy_of_the_same_package_is_used(trained: Device) -> None:
+    policy = TrainingPolicy("sgd", learning_rate=0.01)
+    trained.announce(version=1, policy=policy)
+    assert trained.store.policy() == policy
+    trained.restart()
+    assert trained.store.policy() == policy
+
+
+def test_new_recordings_are_told_to_the_server(trained: Device) -> None:
+    trained.said(DeviceState, "state")
+    trained.agent.tick()
+    assert trained.said(DeviceState, "state") == []
+    write_recording(trained.spool / "b.csv", two_levels(3))
+    trained.clock.advance(60.0)
+    trained.agent.tick()
+    [state] = trained.said(DeviceState, "state")
+    assert state.labelled_windows == 46
+
+
+def test_labels_that_came_since_the_release_are_learned_from(trained: Device) -> None:
+    release = trained.release(1)
+    before = trained.store.adapter("personal")
+    write_recording(trained.spool / "b.csv", two_levels(20))
+    trained.open_round(1, release)
+    assert len(trained.said(Update, "update")) == 1
+    assert before is not None
+
+
+def test_a_bad_recording_is_reported_to_the_server(device: Device) -> None:
+    (device.spool / "b.csv").write_text("x,label\n1.0,unknown\n")
+    device.announce()
+    device.serve_chunks()
+    device.release()
+    [report] = device.said(Report, "report")
+    assert len(report.problems) == 1
+    assert "b.csv: line 2: column 'label': expected a class (low, high)" in report.problems[0]
+
+
+def test_a_damaged_release_is_dropped(trained: Device) -> None:
+    before = trained.store.state()
+    damaged = Release(8, before.package, b"", b"h" * 32, zlib.compress(bytes(4 * PARAMETERS)))
+    trained.tell(TOPICS.all("release"), damaged)
+    assert trained.store.state() == before
+    trained.release(8)
+    assert trained.store.state().release == 8
+
+
+def test_the_will_says_that_the_device_is_gone(device: Device) -> None:
+    topic, payload = device.agent.will()
+    state = unseal(DeviceState, payload, DEVICE_KEY.public, topic)
+    assert (topic, state.online, state.session) == (UP["state"], False, 1_000_000)
+    assert state.public_key == DEVICE_KEY.public.raw
