@@ -43,7 +43,9 @@ format: $(VENV)/installed  ## put the code into shape
 	$(VENV)/bin/ruff check --fix .
 
 package: $(VENV)/installed  ## make the demo's model package again
-	$(VENV)/bin/python -m benchmarks.demo_package
+	$(VENV)/bin/graftwork-simulate generate runs/package/fleet
+	$(VENV)/bin/graftwork-models pretrain runs/package/fleet --name vibration-demo \
+		--description "simulated vibration of rotating machines" --output simulation/demo/vibration.zip
 
 # Not a file: looked for each time, installed where that is possible, done without where it is not.
 .PHONY: mosquitto

@@ -44,14 +44,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="8 simulated machines and the demo package")
-    demo.set_defaults(command=_demo, labels_per_class=6, rounds=10)
+    demo.set_defaults(command=_demo)
     run = commands.add_parser("run", help="a fleet directory of your own, or one that `import` made")
     run.set_defaults(command=_run)
     run.add_argument("--data", type=Path, required=True, help="fleet directory (docs/fleet-directory.md)")
     run.add_argument("--package", type=Path, help="model package; without it a backbone is pre-trained")
     run.add_argument("--pretrain-epochs", type=int, help="of the pre-training (default: its own)")
     for command in (demo, run):
-        default = 6 if command is demo else 15
+        default = 10 if command is demo else 15
         command.add_argument(
             "--labels-per-class",
             type=_labels,
@@ -71,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--broker", choices=("mosquitto", "amqtt"), help="default: mosquitto if installed"
         )
+
+    generate = commands.add_parser("generate", help="write the demo's simulated machines as fleet directory")
+    generate.set_defaults(command=_generate)
+    generate.add_argument("target", type=Path, help="fleet directory to write")
+    generate.add_argument("--seed", type=int, default=0, help="of the machines and their recordings")
 
     load = commands.add_parser("import", help="make a fleet directory of a public data set")
     load.set_defaults(command=_import)
@@ -96,6 +101,11 @@ def _run(options: argparse.Namespace, console: Console) -> None:
         extra = ["--epochs", str(options.pretrain_epochs)] if options.pretrain_epochs else []
         runner.pretrain(options.data, package, options.seed, extra, console)
     _experiment(options, options.data, package, console)
+
+
+def _generate(options: argparse.Namespace, console: Console) -> None:
+    fleet = vibration.write_fleet(options.target, options.seed)
+    console.print(f"wrote {options.target}: {len(fleet.devices)} simulated machines", highlight=False)
 
 
 def _import(options: argparse.Namespace, console: Console) -> None:

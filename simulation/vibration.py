@@ -17,7 +17,6 @@ A seed gives the same bytes on every machine: only integer-seeded uniform draws 
 rounding are used (no library sine, exponential or sum, whose last bits differ between processors).
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from protocol.fleet import Device, FleetDescription, Split
 from protocol.input_schema import InputSchema, WindowSpec
 from protocol.recording import Recording
+from simulation.machines import Machine, between, machines
 from simulation.recordings import write_fleet_description, write_recording
 
 SAMPLE_RATE_HZ = 5120.0
@@ -41,111 +41,6 @@ DESCRIPTION = (
 )
 
 Signal = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Bearing:
-    """A rolling bearing's geometry and its characteristic frequencies, in multiples of shaft speed."""
-
-    balls: int
-    diameter_ratio: float
-    """Ball diameter x cosine of the contact angle / pitch diameter."""
-
-    @property
-    def outer_race(self) -> float:
-        """BPFO: balls that pass a point of the outer race in one turn of the shaft."""
-        return self.balls / 2.0 * (1.0 - self.diameter_ratio)
-
-    @property
-    def inner_race(self) -> float:
-        """BPFI: balls that pass a point of the inner race in one turn of the shaft."""
-        return self.balls / 2.0 * (1.0 + self.diameter_ratio)
-
-    @property
-    def ball_spin(self) -> float:
-        """BSF: turns of a ball about itself in one turn of the shaft (contact angle 0)."""
-        return (1.0 - self.diameter_ratio * self.diameter_ratio) / (2.0 * self.diameter_ratio)
-
-
-@dataclass(frozen=True)
-class Machine:
-    """One simulated machine and how its sensor is mounted; amplitudes in m/s2 before the gain."""
-
-    id: str
-    domain: str
-    role: str
-    shaft_hz: float
-    teeth: int
-    bearing: Bearing
-    resonance_hz: float
-    damping: float
-    """Share of critical damping of the mounting resonance."""
-    gain: float
-    """Of the sensor and its mounting; 1.0 is exact."""
-    load: float
-    imbalance: float
-    mesh: float
-    noise: float
-    background: float
-    """Random impacts that every machine of the kind has, faulty or not."""
-    neighbour: float
-    """Tone of another machine nearby."""
-    neighbour_hz: float
-    severity: float
-
-
-# domain: (role, machines, shaft Hz, teeth, balls, diameter ratio, resonance Hz, load, imbalance, mesh)
-_DOMAINS: dict[str, tuple[str, int, float, int, int, float, float, float, float, float]] = {
-    "pump": ("edge", 3, 24.6, 17, 8, 0.24, 1150.0, 1.0, 0.5, 0.35),
-    "fan": ("edge", 3, 17.5, 23, 9, 0.37, 880.0, 0.9, 1.0, 0.3),
-    "gearbox": ("edge", 2, 36.5, 28, 12, 0.19, 1650.0, 1.15, 0.32, 0.75),
-    "bench": ("source", 2, 29.7, 20, 9, 0.28, 1400.0, 1.0, 0.45, 0.5),
-    "compressor": ("source", 2, 41.0, 15, 10, 0.22, 980.0, 1.1, 0.35, 0.45),
-    "conveyor": ("source", 2, 21.0, 26, 8, 0.33, 1900.0, 0.9, 0.7, 0.6),
-}
-
-
-def machines(seed: int) -> tuple[Machine, ...]:
-    """Draw the demo's machines: 8 edge machines in 3 domains, 6 source machines in 3 others.
-
-    Machines of one domain share construction (tooth count, bearing) and differ in speed, mounting, gain,
-    noise and surroundings.
-    """
-    random = np.random.Generator(np.random.PCG64([seed, 0xFEE7]))
-    return tuple(
-        Machine(
-            id=f"{domain}-{number}",
-            domain=domain,
-            role=role,
-            shaft_hz=shaft_hz * _between(random, 0.93, 1.07),
-            teeth=teeth,
-            bearing=Bearing(balls, ratio),
-            resonance_hz=resonance_hz * _between(random, 0.94, 1.06),
-            damping=_between(random, 0.03, 0.06),
-            gain=_between(random, 0.8, 1.25),
-            load=load,
-            imbalance=imbalance * _between(random, 0.8, 1.25),
-            mesh=mesh * _between(random, 0.8, 1.25),
-            noise=_between(random, 0.3, 0.5),
-            background=_between(random, 0.1, 0.3),
-            neighbour=_between(random, 0.0, 0.5),
-            neighbour_hz=_between(random, 45.0, 320.0),
-            severity=_between(random, 0.8, 1.2),
-        )
-        for domain, (
-            role,
-            count,
-            shaft_hz,
-            teeth,
-            balls,
-            ratio,
-            resonance_hz,
-            load,
-            imbalance,
-            mesh,
-        ) in _DOMAINS.items()
-        for number in range(1, count + 1)
-    )
 
 
 def write_fleet(directory: Path, seed: int, fleet_of: tuple[Machine, ...] | None = None) -> FleetDescription:
@@ -185,9 +80,9 @@ def simulate(machine: Machine, condition: str, rows: int, random: np.random.Gene
     """
     if condition not in CLASSES:
         raise ValueError(f"condition: expected one of {', '.join(CLASSES)}, got {condition!r}")
-    speed_hz = machine.shaft_hz * _between(random, 0.97, 1.03)
-    load = machine.load * _between(random, 0.85, 1.15)
-    severity = machine.severity * _between(random, 0.6, 1.4)
+    speed_hz = machine.shaft_hz * between(random, 0.97, 1.03)
+    load = machine.load * between(random, 0.85, 1.15)
+    severity = machine.severity * between(random, 0.6, 1.4)
     turns = _shaft_turns(speed_hz, rows, random)
     force = (speed_hz / 30.0) * (speed_hz / 30.0)
     imbalance = machine.imbalance * (1.0 + (2.5 * severity if condition == "imbalance" else 0.0))
@@ -213,7 +108,7 @@ def simulate(machine: Machine, condition: str, rows: int, random: np.random.Gene
     signal += machine.noise * _noise(rows, random)
     seconds = np.arange(rows) / SAMPLE_RATE_HZ
     signal += machine.neighbour * sine(machine.neighbour_hz * seconds + random.random())
-    drift = 0.3 * machine.noise * sine(seconds * _between(random, 0.1, 0.6) + random.random())
+    drift = 0.3 * machine.noise * sine(seconds * between(random, 0.1, 0.6) + random.random())
     # A real converter has steps as well; and text of few digits keeps the files small.
     steps = np.rint((machine.gain * (signal + drift)) * 1000.0)
     return (steps / 1000.0).astype(np.float32)[:, np.newaxis]
@@ -222,7 +117,7 @@ def simulate(machine: Machine, condition: str, rows: int, random: np.random.Gene
 def _shaft_turns(speed_hz: float, rows: int, random: np.random.Generator) -> Signal:
     """Return the shaft's angle in turns at every row; the speed wanders by half a percent."""
     seconds = np.arange(rows) / SAMPLE_RATE_HZ
-    wander = 1.0 + 0.005 * sine(seconds * _between(random, 0.5, 2.0) + random.random())
+    wander = 1.0 + 0.005 * sine(seconds * between(random, 0.5, 2.0) + random.random())
     turns: Signal = np.cumsum(wander * (speed_hz / SAMPLE_RATE_HZ)) + random.random()
     return turns
 
@@ -287,7 +182,3 @@ def _noise(count: int, random: np.random.Generator) -> Signal:
     for _ in range(3):
         total = total + random.random(count)
     return (total - 2.0) * 1.7320508075688772
-
-
-def _between(random: np.random.Generator, low: float, high: float) -> float:
-    return low + (high - low) * random.random()

@@ -8,17 +8,9 @@ import numpy as np
 import pytest
 
 from protocol.input_schema import WindowSpec
+from simulation.machines import Bearing, Machine, machines
 from simulation.recordings import read_device, read_fleet
-from simulation.vibration import (
-    CLASSES,
-    SAMPLE_RATE_HZ,
-    Bearing,
-    Machine,
-    machines,
-    simulate,
-    sine,
-    write_fleet,
-)
+from simulation.vibration import CLASSES, SAMPLE_RATE_HZ, simulate, sine, write_fleet
 
 ROWS = 40_960
 
