@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,18 +91,15 @@ def _status(options: argparse.Namespace, config: AgentConfig) -> int:
 
 def _check_config(_options: argparse.Namespace, config: AgentConfig) -> int:
     from agent.daemon import KEY_FILE  # noqa: PLC0415
-    from agent.sources import SUFFIXES  # noqa: PLC0415
     from runtime.keys import load_or_make  # noqa: PLC0415
 
     key = load_or_make(Path(config.state_directory) / KEY_FILE)
     directory = Path(config.source.directory)
     if not directory.is_dir():
         raise AgentError(f"source.directory: there is no folder {directory}")
-    recordings = [path for path in directory.iterdir() if path.suffix in SUFFIXES]
     print(f"configuration  good: device {config.device} of federation {config.federation}")
     print(f"key            {key.public.raw.hex()}")
     print(f"broker         {config.broker.host}:{config.broker.port}")
-    print(f"recordings     {len(recordings)} in {directory}")
     return _check_recordings(config)
 
 
@@ -109,20 +107,21 @@ def _check_recordings(config: AgentConfig) -> int:
     """Read every recording once, when a package that says what they hold is installed."""
     from agent.daemon import STORE_FILE  # noqa: PLC0415
     from agent.installation import Installation  # noqa: PLC0415
-    from agent.sources import Source  # noqa: PLC0415
+    from agent.sources import Source, recordings_in  # noqa: PLC0415
     from agent.store import Store  # noqa: PLC0415
 
-    state = Path(config.state_directory)
-    if not (state / STORE_FILE).exists():
-        print("               not read: no package is installed that says what they hold")
-        return 0
-    with contextlib.closing(Store(state / STORE_FILE)) as store:
-        package = store.state().package
+    directory, state = Path(config.source.directory), Path(config.state_directory)
+    print(f"recordings     {len(recordings_in(directory))} in {directory}")
+    package = b""
+    if (state / STORE_FILE).exists():
+        with contextlib.closing(Store(state / STORE_FILE)) as store:
+            package = store.state().package
     if not package:
         print("               not read: no package is installed that says what they hold")
         return 0
     schema = Installation(state / "packages", ()).manifest(package).schema
-    source = Source(config.source, lambda: 0.0)
+    # A replay uncovers its recordings with time; all of them are checked now.
+    source = Source(replace(config.source, kind="spool"), lambda: 0.0)
     for listing in source.list(schema):
         source.read(listing.path, schema)
     for problem in source.problems.values():

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from protocol.signing import PublicKey
 from protocol.topics import check_name
 from runtime import configuration
 from runtime.link import BrokerConfig
@@ -72,8 +71,9 @@ class AgentConfig:
     def __post_init__(self) -> None:
         check_name(self.device)
         check_name(self.federation)
-        for key in (self.server_key, *self.publishers):
-            PublicKey.from_hex(key)
+        configuration.check_public_key("server_key", self.server_key)
+        for key in self.publishers:
+            configuration.check_public_key("publishers", key)
 
 
 def load(path: Path) -> AgentConfig:
@@ -86,5 +86,6 @@ def load(path: Path) -> AgentConfig:
     return replace(
         config,
         state_directory=str(path.parent / config.state_directory),
+        broker=config.broker.relative_to(path.parent),
         source=replace(config.source, directory=str(path.parent / config.source.directory)),
     )

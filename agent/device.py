@@ -15,11 +15,11 @@ from typing import Any
 from agent import participant
 from agent.config import AgentConfig
 from agent.download import Download
-from agent.engine import Engine
+from agent.engine import Engine, Floats
 from agent.errors import AgentError
 from agent.features import FeatureCache
 from agent.installation import Installation
-from agent.learner import Learner, resources
+from agent.learner import Learner, Trained, resources
 from agent.onnxruntime_engine import OnnxruntimeEngine
 from agent.sources import Source
 from agent.store import Store
@@ -95,7 +95,7 @@ class DeviceAgent:
             Path(config.state_directory) / "packages", [PublicKey.from_hex(k) for k in config.publishers]
         )
         self._source = Source(config.source, now)
-        self._session = int(now() * 1000)
+        self._session = store.next_session(int(now() * 1000))
         self._state = store.state()
         self._learner: Learner | None = None
         self._announcement: Announcement | None = None
@@ -139,6 +139,8 @@ class DeviceAgent:
             handler(unseal(kind, payload, self._server, topic))
         except ProtocolError as error:
             log.warning("dropped a message on %s: %s", topic, error)
+        except AgentError as error:  # e.g. a model that the engine refuses: the agent stays reachable
+            log.error("could not follow a message on %s: %s", topic, error)
 
     def tick(self) -> None:
         """Ask for missing chunks, look for new recordings, send again what has no receipt."""
@@ -161,7 +163,7 @@ class DeviceAgent:
             and announcement.version == self._state.version
             and learner.policy != announcement.training
         ):
-            self._store.set_policy(announcement.training)
+            self._store.set_policy(announcement.training, announcement.version)
             learner.policy = announcement.training
         self._step(participant.on_announcement(self._state, announcement))
 
@@ -195,6 +197,8 @@ class DeviceAgent:
                 self._adopt(action.release)
             elif isinstance(action, participant.AnswerRound):
                 self._answer(action.round)
+            elif isinstance(action, participant.KeepPackage):
+                self._store.set_policy(action.announcement.training, action.announcement.version)
             else:
                 self._clear(action.receipt)
 
@@ -250,10 +254,10 @@ class DeviceAgent:
             raise AgentError("the store lost its adapters; remove the state directory")
         learned = learner.learn(release.adapter_sha256, adapter, local, initial, release.default)
         facts = {
-            "fingerprint": learned.fingerprint,
-            "windows": str(learned.windows),
-            "loss_before": repr(learned.loss_before),
-            "loss_after": repr(learned.loss_after),
+            "fingerprint": learned.personal.fingerprint,
+            "windows": str(learned.personal.windows),
+            "loss_before": repr(learned.personal.loss_before),
+            "loss_after": repr(learned.personal.loss_after),
             "holdout_windows": str(learned.holdout_windows),
             "gain": repr(learned.decision.gain),
             "personal_gain": repr(learned.personal_gain),
@@ -263,7 +267,7 @@ class DeviceAgent:
         )
         log.info(
             "release=%d windows=%d held_out=%d uses=%s gain=%.3f",
-            release.number, learned.windows, learned.holdout_windows,
+            release.number, learned.personal.windows, learned.holdout_windows,
             learned.decision.choice, learned.decision.gain,
         )  # fmt: skip
         self._step(participant.on_adopted(self._state, release))
@@ -273,26 +277,21 @@ class DeviceAgent:
 
     def _answer(self, current: Round) -> None:
         learner = self._require_learner()
-        base, personal = self._store.adapter("global"), self._store.adapter("personal")
-        if base is None or personal is None:
-            raise AgentError("the store lost its adapters; remove the state directory")
-        windows = self._store.number("windows", 0)
-        if learner.inventory().fingerprint != self._store.text("fingerprint"):
-            personal = learner.personalise(current.base, base)  # labels came since the release
-        if not windows:
-            log.warning("round=%d is not answered: no labelled windows", current.number)
+        base, trained = self._trained(learner, current.base)
+        if not trained.windows:
+            log.warning("round=%d is not answered: no labelled windows to train on", current.number)
             return
         envelope = make_update(
             base,
-            personal,
+            trained.adapter,
             current,
             learner.manifest,
             learner.policy,
             topics=self._topics,
             device=self._config.device,
-            windows=windows,
-            loss_before=float(self._store.text("loss_before")),
-            loss_after=float(self._store.text("loss_after")),
+            windows=trained.windows,
+            loss_before=trained.loss_before,
+            loss_after=trained.loss_after,
             key=self._key,
         )
         dropped = self._store.answer(current.number, hashlib.sha256(envelope).digest(), envelope, self._now())
@@ -301,6 +300,22 @@ class DeviceAgent:
         self._step(participant.on_answered(self._state, current.number))
         log.info("round=%d update=%d bytes", current.number, len(envelope))
         self._publish(self._topics.up(self._config.device, "update"), envelope, False)
+
+    def _trained(self, learner: Learner, name: bytes) -> tuple[Floats, Trained]:
+        """The release's adapter and the one trained from it; trained anew when labels came or went since."""
+        base, personal = self._store.adapter("global"), self._store.adapter("personal")
+        if base is None or personal is None:
+            raise AgentError("the store lost its adapters; remove the state directory")
+        fingerprint = self._store.text("fingerprint")
+        if learner.inventory().fingerprint != fingerprint:
+            return base, learner.personalise(name, base)
+        return base, Trained(
+            personal,
+            fingerprint,
+            self._store.number("windows", 0),
+            float(self._store.text("loss_before")),
+            float(self._store.text("loss_after")),
+        )
 
     def _clear(self, receipt: Receipt) -> None:
         if self._store.clear(receipt.update):
@@ -360,7 +375,7 @@ class DeviceAgent:
 
     def _look(self) -> None:
         """Tell the server when the number of labelled windows changed: it decides who is ready."""
-        labelled = len(self._require_learner().inventory().labelled)
+        labelled = self._require_learner().trainable_windows()
         if labelled != self._labelled:
             self._labelled = labelled
             self._publish_state()

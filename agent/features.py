@@ -100,8 +100,8 @@ class FeatureCache:
                 continue
             rows = np.iinfo(np.int64).max if listing.rows is None else listing.rows
             yield path, rows
-        for path in self._directory.iterdir():  # recordings that left the source
-            if path.name not in wanted:
+        for path in self._directory.iterdir() if source.available else ():
+            if path.name not in wanted:  # its recording left the source
                 path.unlink()
 
     def _compute(self, listing: Listing, path: Path, source: Source, engine: Engine) -> bool:

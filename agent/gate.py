@@ -13,10 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.evidence import SIGNIFICANCE, chance
-
-LOSS_CAP = 4.0
-"""Nats; one window that is confidently wrong must not outweigh all others."""
+from protocol.evidence import LOSS_CAP, SIGNIFICANCE, chance
 
 
 @dataclass(frozen=True)
@@ -48,9 +45,14 @@ def decide(losses: Mapping[str, NDArray[np.float64]], default: str = "local") ->
 
 def gains(reference: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
     """By how much each window's capped loss is lower under `other`, float64 [n]."""
-    return np.asarray(np.minimum(reference, LOSS_CAP) - np.minimum(other, LOSS_CAP), np.float64)
+    return _capped(reference) - _capped(other)
 
 
 def mean(values: NDArray[np.float64]) -> float:
     """Mean of `values`; 0 where there are none."""
     return float(values.mean()) if len(values) else 0.0
+
+
+def _capped(losses: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Losses, float64 [n]; one that is no number counts as wrong as can be."""
+    return np.minimum(np.nan_to_num(losses, nan=LOSS_CAP, posinf=LOSS_CAP), LOSS_CAP)

@@ -26,6 +26,20 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Trained:
+    """An adapter that was trained from a release on the windows that were there."""
+
+    adapter: Floats
+    """float32 [parameters]."""
+    fingerprint: str
+    """Of the labelled windows that were used."""
+    windows: int
+    """Labelled windows that were trained on."""
+    loss_before: float
+    loss_after: float
+
+
+@dataclass(frozen=True)
 class Learned:
     """What came out of a release."""
 
@@ -35,12 +49,7 @@ class Learned:
     personal_gain: float
     """Mean held-out loss of training alone minus that of the personal adapter."""
     holdout_windows: int
-    fingerprint: str
-    """Of the labelled windows that were used."""
-    windows: int
-    """Labelled windows that were trained on."""
-    loss_before: float
-    loss_after: float
+    personal: Trained
 
 
 class Learner:
@@ -80,9 +89,13 @@ class Learner:
         """Look at the source; features of new recordings are computed now."""
         return self._cache.collect(self._source, self._engine, self._maximum)
 
+    def trainable_windows(self) -> int:
+        """Labelled windows that could be trained on now."""
+        return len(self._split(self.inventory())[0])
+
     def problems(self) -> tuple[str, ...]:
-        """Recordings that cannot be read, with the reason; at most ten."""
-        return tuple(self._source.problems.values())[:10]
+        """Recordings that cannot be read, with the reason; at most ten, shortened."""
+        return tuple(problem[:500] for problem in self._source.problems.values())[:10]
 
     def learn(self, name: bytes, release: Floats, local: Floats, initial: Floats, default: str) -> Learned:
         """Train from a release and decide.
@@ -97,26 +110,42 @@ class Learner:
         inventory = self.inventory()
         training, holdout = self._split(inventory)
         local = train(self._engine, local, training, self.policy, self._random(name, "local"))
-        personal = self.personalise(name, release, training)
-        candidates = {"local": local, "personal": personal, "global": release, "backbone": initial}
+        personal = self._personalise(name, release, training, inventory.fingerprint)
+        candidates = {
+            "local": local,
+            "personal": personal.adapter,
+            "global": release,
+            "backbone": initial,
+        }
         held = {label: losses(self._engine, adapter, holdout) for label, adapter in candidates.items()}
         decision = gate.decide(held, default)
         return Learned(
-            {"global": release, "local": local, "personal": personal, "adopted": candidates[decision.choice]},
+            {
+                "global": release,
+                "local": local,
+                "personal": personal.adapter,
+                "adopted": candidates[decision.choice],
+            },
             decision,
             gate.mean(gate.gains(held["local"], held["personal"])),
             len(holdout),
-            inventory.fingerprint,
-            len(training),
-            mean_loss(self._engine, release, training),
-            mean_loss(self._engine, personal, training),
+            personal,
         )
 
-    def personalise(self, name: bytes, release: Floats, training: Labelled | None = None) -> Floats:
-        """Train from a release, float32 [parameters], on the windows of now or on `training`."""
-        if training is None:
-            training, _ = self._split(self.inventory())
-        return train(self._engine, release, training, self.policy, self._random(name, "personal"))
+    def personalise(self, name: bytes, release: Floats) -> Trained:
+        """Train from a release, float32 [parameters], on the windows of now."""
+        inventory = self.inventory()
+        return self._personalise(name, release, self._split(inventory)[0], inventory.fingerprint)
+
+    def _personalise(self, name: bytes, release: Floats, training: Labelled, fingerprint: str) -> Trained:
+        adapter = train(self._engine, release, training, self.policy, self._random(name, "personal"))
+        return Trained(
+            adapter,
+            fingerprint,
+            len(training),
+            mean_loss(self._engine, release, training),
+            mean_loss(self._engine, adapter, training),
+        )
 
     def _split(self, inventory: Inventory) -> tuple[Labelled, Labelled]:
         return split(inventory.labelled, self.policy.holdout_fraction, self.manifest.window.length)

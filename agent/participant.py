@@ -3,7 +3,7 @@
 Messages come in any order and more than once: a device sees a release before it has the package, a round
 before it has the release. The machine holds what is too early and drops what is too old:
 
-    announcement, newer than installed  -> FetchPackage
+    announcement, newer than installed  -> FetchPackage   (KeepPackage when it is the same one)
     release, newer, of the package      -> AdoptRelease   (train, gate, report)
     round, of the release held          -> AnswerRound    (send the update), once per round
     receipt                             -> ClearOutbox
@@ -46,6 +46,13 @@ class FetchPackage:
 
 
 @dataclass(frozen=True)
+class KeepPackage:
+    """Note that the installed package has a new version."""
+
+    announcement: Announcement
+
+
+@dataclass(frozen=True)
 class AdoptRelease:
     """Train from the release and let the gate decide; then call `adopted`."""
 
@@ -66,7 +73,7 @@ class ClearOutbox:
     receipt: Receipt
 
 
-Action = FetchPackage | AdoptRelease | AnswerRound | ClearOutbox
+Action = FetchPackage | KeepPackage | AdoptRelease | AnswerRound | ClearOutbox
 Step = tuple[State, list[Action]]
 
 
@@ -74,6 +81,9 @@ def on_announcement(state: State, announcement: Announcement) -> Step:
     """A package is announced."""
     if announcement.version <= max(state.version, state.fetching):
         return state, []
+    if announcement.package.sha256 == state.package:
+        # Pushed again: what is installed is what is announced.
+        return replace(state, version=announcement.version, fetching=0), [KeepPackage(announcement)]
     return replace(state, fetching=announcement.version), [FetchPackage(announcement)]
 
 
@@ -111,7 +121,8 @@ def on_round(state: State, device: str | None, current: Round) -> Step:
         return state, []
     if current.package == state.package and current.base == state.base:
         return state, [AnswerRound(current)]
-    return replace(state, early_round=current), []
+    newer = state.early_round is None or current.number > state.early_round.number
+    return (replace(state, early_round=current) if newer else state), []
 
 
 def on_answered(state: State, number: int) -> Step:

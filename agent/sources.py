@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.config import SourceConfig
-from agent.errors import AgentError
 from protocol import recording as recordings
 from protocol.errors import DataError
 from protocol.input_schema import InputSchema
@@ -31,6 +30,15 @@ class Listing:
     """Rows that count so far; None: all."""
 
 
+def recordings_in(directory: Path) -> list[Path]:
+    """Recordings of a folder by name; one whose name starts with a dot is still being written."""
+    return sorted(
+        path
+        for path in directory.iterdir()
+        if path.suffix in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
 class Source:
     """Recordings in the order of their names, which should grow with time."""
 
@@ -48,21 +56,23 @@ class Source:
         self.problems: dict[str, str] = {}
         """Reason why a recording cannot be read, by file name."""
 
-    def list(self, schema: InputSchema) -> Iterator[Listing]:
-        """The recordings that are there now.
+    @property
+    def available(self) -> bool:
+        """Whether the folder is there."""
+        return self._directory.is_dir()
 
-        Raises:
-            AgentError: there is no such folder.
-        """
-        if not self._directory.is_dir():
-            raise AgentError(f"source.directory: there is no folder {self._directory}")
+    def list(self, schema: InputSchema) -> Iterator[Listing]:
+        """The recordings that are there now; none while the folder is away (a mount, a memory card)."""
+        if not self.available:
+            reason = f"source.directory: there is no folder {self._directory}"
+            if self.problems.get("source") != reason:
+                log.error("%s", reason)
+            self.problems["source"] = reason
+            return
+        self.problems.pop("source", None)
         elapsed = (self._now() - self._started) * self._config.speed * schema.sample_rate_hz
         uncovered = int(elapsed) if self._config.kind == "replay" else None
-        paths = (path for path in self._directory.iterdir() if path.suffix in SUFFIXES)
-        for path in sorted(paths):
-            # A name that starts with a dot is a recording that is still being written.
-            if not path.is_file() or path.name.startswith("."):
-                continue
+        for path in recordings_in(self._directory):
             if uncovered is not None and uncovered <= 0:
                 return
             status = path.stat()

@@ -49,16 +49,16 @@ class Store:
         """
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("PRAGMA busy_timeout = 5000")
-            [version] = self._db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-            elif version != SCHEMA_VERSION:
-                raise AgentError(f"{path}: expected schema version {SCHEMA_VERSION}, got {version}")
         except sqlite3.Error as error:
             raise AgentError(f"{path}: cannot open the store: {error}") from error
+        try:
+            self._prepare(path)
+        except sqlite3.Error as error:
+            self._db.close()
+            raise AgentError(f"{path}: cannot open the store: {error}") from error
+        except AgentError:
+            self._db.close()
+            raise
 
     def close(self) -> None:
         """Close the file."""
@@ -95,9 +95,17 @@ class Store:
             return TrainingPolicy()
         return records.from_numbered(TrainingPolicy, cbor.decode(data, limit=4096))
 
-    def set_policy(self, policy: TrainingPolicy) -> None:
-        """Note that the server trains the installed package otherwise from now on."""
+    def next_session(self, now: int) -> int:
+        """Count a start of the agent: Unix milliseconds, but growing even on a clock that went back."""
+        session = max(now, self.number("session", 0) + 1)
+        self._set("session", session)
+        return session
+
+    def set_policy(self, policy: TrainingPolicy, version: int) -> None:
+        """Note that the installed package has another version, or is trained otherwise from now on."""
         with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._set("version", version)
             self._set("policy", cbor.encode(records.to_numbered(policy)))
 
     def install(self, version: int, package: bytes, initial: Floats, policy: TrainingPolicy) -> None:
@@ -149,6 +157,16 @@ class Store:
         """Drop an update that has its receipt; False: it was not there."""
         with self._db:
             return bool(self._db.execute("DELETE FROM outbox WHERE sha256 = ?", (sha256,)).rowcount)
+
+    def _prepare(self, path: Path | str) -> None:
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute("PRAGMA busy_timeout = 5000")
+        [version] = self._db.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        elif version != SCHEMA_VERSION:
+            raise AgentError(f"{path}: expected schema version {SCHEMA_VERSION}, got {version}")
 
     def _fact(self, name: str) -> bytes | None:
         row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()

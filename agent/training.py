@@ -1,5 +1,7 @@
 """Local training of the adapter on cached features."""
 
+import logging
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -7,6 +9,8 @@ from agent import optimizers
 from agent.dataset import Labelled
 from agent.engine import Engine, Floats
 from protocol.messages import TrainingPolicy
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -17,11 +21,11 @@ def train(
     Args:
         engine: computes loss and gradient.
         adapter: where to start, float32 [parameters].
-        data: labelled windows; none returns `adapter` as it is.
+        data: labelled windows; none returns `adapter` as it is, and so does training that diverges.
         policy: optimiser, epochs, class balance.
         random: order of the windows.
     """
-    optimizer = optimizers.make(policy)
+    start_from, optimizer = adapter, optimizers.make(policy)
     weights = class_weights(data.labels) if policy.balance_classes else np.ones(len(data), np.float32)
     for _ in range(policy.epochs):
         order = random.permutation(len(data))
@@ -31,6 +35,9 @@ def train(
                 adapter, data.features[rows], data.labels[rows], weights[rows]
             )
             adapter = optimizer.step(adapter, gradient)
+        if not np.isfinite(adapter).all():
+            log.warning("training diverged (learning rate %g); the adapter stays", policy.learning_rate)
+            return start_from
     return adapter
 
 

@@ -31,7 +31,7 @@ def encode(symbols: NDArray[np.int32]) -> bytes:
     lanes_log2 = _lanes_log2(symbols.size)
     lanes = 1 << lanes_log2
     values, indices, counts = np.unique(symbols, return_inverse=True, return_counts=True)
-    if values.size > SCALE or np.abs(values).max() > MAX_SYMBOL:
+    if values.size > SCALE or max(-int(values[0]), int(values[-1])) > MAX_SYMBOL:
         raise EncodingError(f"expected at most {SCALE} distinct symbols up to {MAX_SYMBOL}")
     frequencies = _normalise(counts)
     starts = np.cumsum(frequencies) - frequencies

@@ -23,6 +23,8 @@ from protocol.topics import check_name, context
 Message = TypeVar("Message")
 
 VERDICTS = ("counted", "duplicate", "late", "refused")
+MAX_COUNT = (1 << 63) - 1
+"""Of numbers that a database keeps."""
 BASE_BYTES = 8
 """Of a release's name in an update: enough to notice a mix-up, and the signature covers the rest."""
 CHOICES = ("backbone", "local", "global", "personal")
@@ -70,7 +72,7 @@ class TrainingPolicy:
         _check_range("momentum", self.momentum, 0, 0.9999)
         _check_range("epochs", self.epochs, 1, 1000)
         _check_range("clipping_bound", self.clipping_bound, 1e-4, 15)
-        _check_range("step_ratio", self.step_ratio, 0.01, 16)
+        _check_range("step_ratio", self.step_ratio, 0.25, 16)
         _check_range("maximum_weight", self.maximum_weight, 1, 1 << 16)
         _check_range("holdout_fraction", self.holdout_fraction, 0, 0.9)
 
@@ -89,10 +91,16 @@ class DeviceState:
     release: int = -1
     """Number of the newest release that the device holds."""
     labelled_windows: int = 0
+    """Labelled windows that the device can train on now."""
 
     def __post_init__(self) -> None:
         _check_hash("public_key", self.public_key)
         _check_hash("package", self.package, empty=True)
+        _check_range("session", self.session, 0, MAX_COUNT)
+        _check_range("release", self.release, -1, MAX_COUNT)
+        _check_range("labelled_windows", self.labelled_windows, 0, MAX_COUNT)
+        if len(self.agent_version) > 64:
+            raise ValueError("agent_version: expected at most 64 characters")
 
 
 @dataclass(frozen=True)
@@ -247,6 +255,11 @@ class Report:
     def __post_init__(self) -> None:
         if self.choice not in CHOICES:
             raise ValueError(f"choice: expected one of {', '.join(CHOICES)}, got {self.choice!r}")
+        _check_range("release", self.release, 0, MAX_COUNT)
+        for name in ("holdout_windows", "labelled_windows", "unlabelled_windows"):
+            _check_range(name, getattr(self, name), 0, MAX_COUNT)
+        for name in ("peak_rss_bytes", "bytes_up", "bytes_down", "cpu_seconds"):
+            _check_range(name, getattr(self, name), 0, MAX_COUNT)
         _check_range("gain", self.gain, -1e3, 1e3)
         _check_range("personal_gain", self.personal_gain, -1e3, 1e3)
 
@@ -257,6 +270,9 @@ class ServerState:
 
     online: bool
     session: int
+
+    def __post_init__(self) -> None:
+        _check_range("session", self.session, 0, MAX_COUNT)
 
 
 LIMITS: dict[type, int] = {

@@ -104,6 +104,8 @@ class Manifest:
             raise ValueError(f"format_version: expected {FORMAT_VERSION}, got {self.format_version}")
         if not 1 <= self.parameters <= MAX_PARAMETERS:
             raise ValueError(f"segments: expected 1 to {MAX_PARAMETERS} parameters, got {self.parameters}")
+        if len(self.slices()) != len(self.segments):
+            raise ValueError("segments: expected no name twice")
         if not 1 <= self.batch <= 4096:
             raise ValueError(f"batch: expected 1 to 4096, got {self.batch}")
         if not 1 <= self.feature_size <= 16_000_000:
@@ -197,6 +199,7 @@ def extract(stream: BinaryIO, publisher: PublicKey | None, write: Callable[[str,
             _check_names(manifest, infos)
             for name, info in infos.items():
                 digest = hashlib.sha256()
+                write(name, b"")  # an empty member is there, too
                 with archive.open(info) as member:
                     for block in iter(lambda: member.read(_BLOCK_BYTES), b""):
                         digest.update(block)
@@ -220,7 +223,7 @@ def read_adapter(data: bytes, parameters: int) -> NDArray[np.float32]:
     """
     try:
         tensors = safetensors.numpy.load(data)
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"malformed safetensors: {error}") from error
     adapter = tensors.get("adapter")
     if adapter is None or adapter.dtype != np.float32 or adapter.shape != (parameters,):

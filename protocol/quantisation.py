@@ -5,7 +5,7 @@ the quantiser is unbiased at any step. The dither comes from a seed that both si
 identifies the update, so it costs no byte and the device keeps no state. The default step of two root mean
 squares with entropy coding takes about 1.2 bit per parameter.
 
-Decoding is integer arithmetic throughout, in units of 2**-32: the server's sums are the same bits on every
+Decoding is integer arithmetic throughout, in units of 2**-30: the server's sums are the same bits on every
 machine and in every order of arrival.
 """
 
@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 
 from protocol.errors import EncodingError
 
-FRACTION_BITS = 32
+FRACTION_BITS = 30
 """Fixed-point values are integers in units of 2**-FRACTION_BITS."""
 VALUE_BITS = 36
-"""Fixed-point values stay below 2**VALUE_BITS in magnitude: 16.0."""
+"""Fixed-point values stay below 2**VALUE_BITS in magnitude: 64.0."""
+MAX_VALUE = 15.0
+MAX_STEP = 16.0
+"""With values up to 15, what is decoded stays below 31, well within the range."""
 _DITHER_BITS = 16
 
 
@@ -30,7 +33,7 @@ class Quantised:
     """A quantised vector."""
 
     steps: bytes
-    """Two bytes a segment: mantissa m and exponent e of a step of m * 2**e units of 2**-32; 0 0 where the
+    """Two bytes a segment: mantissa m and exponent e of a step of m * 2**e units of 2**-30; 0 0 where the
     whole segment is zero."""
     symbols: NDArray[np.int32]
     """int32 [parameters]."""
@@ -48,17 +51,22 @@ def quantise(
     """Quantise a vector.
 
     Args:
-        vector: float32 [parameters], finite, below 16 in magnitude.
+        vector: float32 [parameters], finite, at most 15 in magnitude.
         segments: the parts that get a step of their own; together they cover the vector.
         seed: from `dither_seed`.
         step_ratio: step in root mean squares of each segment.
+
+    Raises:
+        EncodingError: the vector is not finite or out of range.
     """
+    if not (np.abs(vector) <= MAX_VALUE).all():  # also false for NaN
+        raise EncodingError(f"expected finite values up to {MAX_VALUE}")
     dither = _dither(seed, vector.size).astype(np.float64) / (1 << _DITHER_BITS)
     symbols = np.zeros(vector.size, np.int32)
     steps = bytearray()
     for part in segments:
         values = vector[part].astype(np.float64)
-        mantissa, exponent = _round_step(step_ratio * float(np.sqrt(np.mean(values**2))))
+        mantissa, exponent = _round_step(min(MAX_STEP, step_ratio * float(np.sqrt(np.mean(values**2)))))
         steps += bytes([mantissa, exponent])
         if mantissa:
             step = (mantissa << exponent) / (1 << FRACTION_BITS)
@@ -67,7 +75,7 @@ def quantise(
 
 
 def dequantise(quantised: Quantised, segments: Iterable[slice], seed: bytes) -> NDArray[np.int64]:
-    """Restore a vector in units of 2**-32, int64 [parameters], each below 2**36 in magnitude.
+    """Restore a vector in units of 2**-30, int64 [parameters], each below 2**36 in magnitude.
 
     Raises:
         EncodingError: steps that do not fit the segments, or values out of range.
@@ -87,7 +95,7 @@ def dequantise(quantised: Quantised, segments: Iterable[slice], seed: bytes) -> 
         if exponent > VALUE_BITS - 9:  # then a step is below 2**35, and a value below 2**36
             raise EncodingError("quantisation step out of range")
         step = mantissa << exponent
-        if int(np.abs(quantised.symbols[part]).max()) * step >= 1 << (VALUE_BITS - 1):
+        if int(np.abs(quantised.symbols[part].astype(np.int64)).max()) * step >= 1 << (VALUE_BITS - 1):
             raise EncodingError("a value of the update is out of range")
         scaled = ((quantised.symbols[part].astype(np.int64) << _DITHER_BITS) + offsets[part]) * step
         fixed[part] = scaled >> _DITHER_BITS
@@ -95,7 +103,7 @@ def dequantise(quantised: Quantised, segments: Iterable[slice], seed: bytes) -> 
 
 
 def to_float(fixed: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Turn units of 2**-32 into numbers, exactly."""
+    """Turn units of 2**-30 into numbers, exactly."""
     return np.ldexp(fixed.astype(np.float64), -FRACTION_BITS)
 
 

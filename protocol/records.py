@@ -89,7 +89,7 @@ def _build(record: type[Record], values: Mapping[str, Any], path: str, nested: A
         return record(**arguments)
     except SchemaError:
         raise
-    except ValueError as error:  # __post_init__ of a record names the field and the bound
+    except (ValueError, OverflowError) as error:  # __post_init__ of a record names the field and the bound
         raise SchemaError(f"{path or record.__name__}: {error}") from error
 
 
@@ -109,7 +109,10 @@ def _checked(hint: Any, value: Any, path: str, nested: Any) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return nested(hint, value, path)
     if hint is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise SchemaError(f"{path}: expected a number below 1e308") from None
     if type(value) is not hint:
         raise SchemaError(f"{path}: expected {_describe(hint)}, got {type(value).__name__}")
     return value

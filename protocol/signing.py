@@ -16,6 +16,9 @@ from cwt.exceptions import CWTError
 from protocol import cbor
 from protocol.errors import EncodingError, SignatureError
 
+# Tag 18, array of 4, protected {1: -8} (EdDSA), unprotected {}: an envelope has exactly these headers, so
+# none can be added on the way (the unprotected ones are not signed) and nothing of them needs decoding.
+_HEADERS = bytes.fromhex("d28443a10127a0")
 ENVELOPE_BYTES = 96
 """More than any envelope adds to its payload."""
 
@@ -121,6 +124,10 @@ def signed_payload(envelope: bytes, *, limit: int) -> bytes:
     Raises:
         EncodingError: not a bounded COSE_Sign1 envelope.
     """
+    if len(envelope) > limit + ENVELOPE_BYTES:
+        raise EncodingError(f"expected at most {limit + ENVELOPE_BYTES} bytes, got {len(envelope)}")
+    if not envelope.startswith(_HEADERS):
+        raise EncodingError("expected a COSE_Sign1 envelope with EdDSA and no further headers")
     cbor.check(envelope, limit=limit + ENVELOPE_BYTES, tag=cbor.COSE_SIGN1_TAG)
     try:
         parts = cbor2.loads(envelope).value

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from protocol import records
-from protocol.errors import SchemaError
+from protocol.errors import SchemaError, SignatureError
+from protocol.signing import PublicKey
 from runtime.errors import SetupError
 
 if sys.version_info >= (3, 11):
@@ -30,3 +31,15 @@ def load(kind: type[Config], path: Path) -> Config:
         raise SetupError(f"{path}: not TOML: {error}") from error
     except SchemaError as error:
         raise SetupError(f"{path}: {error}") from error
+
+
+def check_public_key(name: str, text: str) -> None:
+    """Check a public key in a configuration.
+
+    Raises:
+        ValueError: not 64 hexadecimal digits; names the key of the configuration.
+    """
+    try:
+        PublicKey.from_hex(text)
+    except SignatureError as error:
+        raise ValueError(f"{name}: {error}") from error

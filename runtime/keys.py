@@ -1,5 +1,6 @@
 """Key files: 64 hexadecimal digits, readable by their owner alone."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -23,13 +24,14 @@ def make(path: Path) -> PrivateKey:
             file.write(key.raw.hex() + "\n")
             file.flush()
             os.fsync(file.fileno())
-        os.link(partial, path)  # unlike a rename, this fails where the file exists
-    except FileExistsError as error:
-        raise SetupError(f"{path} exists; choose another name, a key is never overwritten") from error
+        if path.exists():
+            raise SetupError(f"{path} exists; choose another name, a key is never overwritten")
+        partial.rename(path)
     except OSError as error:
         raise SetupError(f"{path}: cannot be written: {error.strerror}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
     return key
 
 

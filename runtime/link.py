@@ -11,7 +11,7 @@ import queue
 import random
 import ssl
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,20 @@ class BrokerConfig:
     password_file: str = ""
     mqtt_version: str = "auto"
     """"5", "3.1.1", or "auto": 5 where the broker has it."""
+
+    def relative_to(self, folder: Path) -> "BrokerConfig":
+        """The same with file names counted from `folder`."""
+
+        def path(name: str) -> str:
+            return str(folder / name) if name else ""
+
+        return replace(
+            self,
+            tls_ca=path(self.tls_ca),
+            tls_certificate=path(self.tls_certificate),
+            tls_key=path(self.tls_key),
+            password_file=path(self.password_file),
+        )
 
     def __post_init__(self) -> None:
         if self.mqtt_version not in MQTT_VERSIONS:
@@ -165,7 +179,8 @@ class Link:
         if self._will:
             client.will_set(*self._will, qos=1, retain=True)
         if self._config.username:
-            password = Path(self._config.password_file).read_text("utf-8").strip()
+            file = self._config.password_file
+            password = Path(file).read_text("utf-8").strip() if file else None
             client.username_pw_set(self._config.username, password)
         if self._config.tls_ca:
             client.tls_set(

@@ -1,6 +1,7 @@
 """graftwork-server: run the server, push packages, look at devices, rounds and releases."""
 
 import argparse
+import contextlib
 import datetime as dt
 import hashlib
 import json
@@ -72,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _store(config: ServerConfig) -> Store:
-    return Store(Path(config.data_directory), config.database)
+def _store(config: ServerConfig) -> contextlib.closing[Store]:
+    return contextlib.closing(Store(Path(config.data_directory), config.database))
 
 
 def _run(_options: argparse.Namespace, config: ServerConfig) -> int:
@@ -102,9 +103,8 @@ def _push(options: argparse.Namespace, config: ServerConfig) -> int:
     if package is None:
         raise ServerError("the package was not opened")
     name = f"{package.manifest.name} {package.manifest.version}"
-    version = _store(config).add_package(
-        data, hashlib.sha256(data).digest(), name, package.adapter, time.time()
-    )
+    with _store(config) as store:
+        version = store.add_package(data, hashlib.sha256(data).digest(), name, package.adapter, time.time())
     print(
         f"pushed {name} as version {version}: {len(data):,} bytes, "
         f"{package.manifest.parameters:,} adapter parameters, sha256 {package.sha256.hex()}"
@@ -113,31 +113,36 @@ def _push(options: argparse.Namespace, config: ServerConfig) -> int:
 
 
 def _devices(options: argparse.Namespace, config: ServerConfig) -> int:
-    store = _store(config)
-    if options.action == "list":
-        _show(
-            options,
-            store.devices(),
-            ["id", "online", "last_seen", "release", "labelled_windows", "agent_version", "public_key"],
-        )
-        return 0
-    if not options.device or (options.action == "add" and not options.public_key):
-        raise ServerError(
-            f"expected: devices {options.action} DEVICE {'PUBLIC_KEY' * (options.action == 'add')}"
-        )
-    if options.action == "add":
-        key = PublicKey.from_hex(options.public_key)
-        store.register_device(check_name(options.device), key, time.time())
-        print(f"registered {options.device}")
-    elif store.remove_device(options.device):
-        print(f"removed {options.device}")
-    else:
-        raise ServerError(f"no device {options.device!r} is registered")
+    with _store(config) as store:
+        if options.action == "list":
+            columns = [
+                "id",
+                "online",
+                "last_seen",
+                "release",
+                "labelled_windows",
+                "agent_version",
+                "public_key",
+            ]
+            _show(options, store.devices(), columns)
+            return 0
+        if not options.device or (options.action == "add" and not options.public_key):
+            what = "DEVICE PUBLIC_KEY" if options.action == "add" else "DEVICE"
+            raise ServerError(f"expected: devices {options.action} {what}")
+        if options.action == "add":
+            key = PublicKey.from_hex(options.public_key)
+            store.register_device(check_name(options.device), key, time.time())
+            print(f"registered {options.device}")
+        elif store.remove_device(options.device):
+            print(f"removed {options.device}")
+        else:
+            raise ServerError(f"no device {options.device!r} is registered")
     return 0
 
 
 def _rounds(options: argparse.Namespace, config: ServerConfig) -> int:
-    rows = _store(config).rounds()
+    with _store(config) as store:
+        rows = store.rounds()
     for row in rows:
         row["cohort"] = len(row["cohort"])
         row["outcome"] = row["outcome"] or "open"
@@ -146,14 +151,17 @@ def _rounds(options: argparse.Namespace, config: ServerConfig) -> int:
 
 
 def _releases(options: argparse.Namespace, config: ServerConfig) -> int:
-    rows = _store(config).releases()
+    with _store(config) as store:
+        rows = store.releases()
     columns = ["number", "round", "package_version", "updates", "weight", "created_at", "metrics", "sha256"]
     _show(options, rows, columns)
     return 0
 
 
 def _refusals(options: argparse.Namespace, config: ServerConfig) -> int:
-    _show(options, _store(config).refusals(), ["received_at", "device", "reason"])
+    with _store(config) as store:
+        rows = store.refusals()
+    _show(options, rows, ["received_at", "device", "reason"])
     return 0
 
 

@@ -1,6 +1,6 @@
 """Weighted mean of updates in integer arithmetic, after McMahan et al. 2017 (arXiv:1602.05629).
 
-Updates are int64 vectors in units of 2**-32 (see protocol.quantisation) with integer weights. Sums of
+Updates are int64 vectors in units of 2**-30 (see protocol.quantisation) with integer weights. Sums of
 integers have the same bits in every order of arrival and any split over workers. Overflow is impossible: a
 value stays below 2**36, the total weight below 2**27.
 
@@ -13,7 +13,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.quantisation import VALUE_BITS, to_float
+from protocol.quantisation import FRACTION_BITS, VALUE_BITS, to_float
 from server.errors import ServerError
 
 MAX_TOTAL_WEIGHT = (1 << (63 - VALUE_BITS)) - 1
@@ -25,7 +25,7 @@ def bound_norm(update: NDArray[np.int64], bound: float) -> NDArray[np.int64]:
     """Scale an update down to an L2 norm of at most `bound`; one within the bound is returned as it is.
 
     Args:
-        update: int64 [parameters], units of 2**-32, below 2**36 in magnitude, at most 4,000,000 parameters.
+        update: int64 [parameters], units of 2**-30, below 2**36 in magnitude, at most 4,000,000 parameters.
         bound: in the units of the adapter (not fixed point).
     """
     # 22 bits a value, so that 44 bits a square times 4 million (22 bits) stay below 2**66; summed in two
@@ -34,7 +34,7 @@ def bound_norm(update: NDArray[np.int64], bound: float) -> NDArray[np.int64]:
     high, low = coarse >> 11, coarse & 0x7FF
     square = (int(np.sum(high * high)) << 22) + (int(np.sum(high * low)) << 12) + int(np.sum(low * low))
     norm = math.isqrt(square)
-    limit = int(bound * (1 << (32 - _NORM_SHIFT)))
+    limit = int(bound * (1 << (FRACTION_BITS - _NORM_SHIFT)))
     if norm <= limit:
         return update
     scale = (limit << _SCALE_BITS) // norm
@@ -46,14 +46,14 @@ class WeightedMean:
 
     def __init__(self, parameters: int) -> None:
         self.total = np.zeros(parameters, np.int64)
-        """Sum of updates times weights, int64 [parameters], units of 2**-32."""
+        """Sum of updates times weights, int64 [parameters], units of 2**-30."""
         self.weight = 0
         """Total weight so far."""
         self.updates = 0
         """Updates so far."""
 
     def add(self, update: NDArray[np.int64], weight: int) -> None:
-        """Add an update, int64 [parameters] in units of 2**-32, below 2**36 in magnitude.
+        """Add an update, int64 [parameters] in units of 2**-30, below 2**36 in magnitude.
 
         Raises:
             ServerError: the total weight would leave the range that cannot overflow.

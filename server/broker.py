@@ -26,6 +26,7 @@ autosave_interval 1
 max_queued_messages 10000
 max_inflight_messages 64
 message_size_limit {message_size_limit}
+max_packet_size {max_packet_size}
 persistent_client_expiration 30d
 log_dest file {directory}/mosquitto.log
 log_type error
@@ -104,6 +105,12 @@ class BrokerSupervisor:
             ServerError: it is not installed, or does not start; with what it printed.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", self.port))
+            except OSError as error:
+                raise ServerError(f"port {self.port} is taken: {error.strerror}") from error
         command = self._mosquitto() if self.kind == "mosquitto" else self._amqtt()
         with (self._directory / f"{self.kind}.out").open("ab") as out:
             # Its own process group: Ctrl-C reaches the program first, which then stops the broker in order.
@@ -159,6 +166,7 @@ class BrokerSupervisor:
             port=self.port,
             directory=self._directory.resolve(),
             message_size_limit=self._message_size_limit,
+            max_packet_size=self._message_size_limit + 1024,
         )
         if os.geteuid() == 0:
             text += "user root\n"  # else it drops to a user that cannot write the directory

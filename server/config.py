@@ -4,10 +4,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from protocol.messages import TrainingPolicy
-from protocol.signing import PublicKey
 from protocol.topics import check_name
 from runtime import configuration
 from runtime.link import BrokerConfig
+from server.aggregation import MAX_TOTAL_WEIGHT
 from server.round import RoundPolicy
 
 ENROLMENT = ("closed", "open")
@@ -40,7 +40,13 @@ class ServerConfig:
         if not 1024 <= self.maximum_update_bytes <= 16 * 1024 * 1024:
             raise ValueError("maximum_update_bytes: expected 1 KiB to 16 MiB")
         for key in self.publishers:
-            PublicKey.from_hex(key)
+            configuration.check_public_key("publishers", key)
+        heaviest = self.round.maximum_devices * self.training.maximum_weight
+        if heaviest > MAX_TOTAL_WEIGHT:
+            raise ValueError(
+                f"round.maximum_devices x training.maximum_weight: expected at most {MAX_TOTAL_WEIGHT}, "
+                f"got {heaviest}"
+            )
 
 
 def load(path: Path) -> ServerConfig:
@@ -50,4 +56,8 @@ def load(path: Path) -> ServerConfig:
         SetupError: no such file, no TOML, unknown keys or values out of range.
     """
     config = configuration.load(ServerConfig, path)
-    return replace(config, data_directory=str(path.parent / config.data_directory))
+    return replace(
+        config,
+        data_directory=str(path.parent / config.data_directory),
+        broker=config.broker.relative_to(path.parent),
+    )

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from protocol import topics as topic_names
 from protocol.artifacts import describe
-from protocol.errors import EncodingError, ProtocolError, SignatureError
+from protocol.errors import ArtifactError, EncodingError, ProtocolError, SignatureError
 from protocol.messages import (
     Announcement,
     Chunk,
@@ -28,10 +28,10 @@ from protocol.messages import (
     seal,
     unseal,
 )
-from protocol.package import ModelPackage, unpack
+from protocol.package import Manifest, ModelPackage, unpack
 from protocol.signing import PrivateKey, PublicKey
 from server import round as rounds
-from server.aggregation import WeightedMean
+from server.aggregation import MAX_TOTAL_WEIGHT, WeightedMean
 from server.config import ServerConfig
 from server.errors import ServerError
 from server.evaluation import fleet_default
@@ -116,11 +116,7 @@ class Coordinator:
 
     def tick(self) -> None:
         """Look for a new package, and let the round machine see the time."""
-        newest = self._store.newest_package()
-        if newest and (self._package_record is None or newest.version > self._package_record.version):
-            self._load()
-            self._publish_package()
-            self._publish_release()
+        self._look_for_package()
         if self._package is None:
             return
         ready, expected = self._candidates() if self._open is None else (frozenset[str](), frozenset[str]())
@@ -148,6 +144,7 @@ class Coordinator:
         if self._store.journalled_update(device, update.round) == sha256:
             self._receipt(device, Receipt(sha256, update.round, "duplicate"))
             return
+        self._look_for_package()  # a push ends the open round at once
         if self._package is None:
             raise EncodingError("there is no package, so no round is open")
         decision = examine(
@@ -158,13 +155,15 @@ class Coordinator:
             manifest=self._package.manifest,
             policy=self._config.training,
         )
+        if isinstance(decision, Accepted) and self._mean.weight + decision.weight > MAX_TOTAL_WEIGHT:
+            decision = Rejected("refused", "the round has all the weight that it can sum")
         if isinstance(decision, Rejected):
             log.warning("device=%s round=%d %s: %s", device, update.round, decision.verdict, decision.reason)
             if decision.verdict == "refused":
                 self._store.add_refusal(device, decision.reason, self._now())
             self._receipt(device, Receipt(sha256, update.round, decision.verdict, decision.reason))
             return
-        kept = self._store.journal_update(device, update.round, sha256, payload, self._now())
+        kept = self._store.journal_update(device, update.round, sha256, payload, key=key, now=self._now())
         if kept != sha256:
             reason = f"another update of this round is counted: {kept.hex()[:16]}"
             self._receipt(device, Receipt(sha256, update.round, "refused", reason))
@@ -191,16 +190,28 @@ class Coordinator:
         if self._announcement is None or request.artifact != self._announcement.package.sha256:
             raise EncodingError(f"no artifact {request.artifact.hex()[:16]} is announced")
         artifact = self._announcement.package
-        with self._store.package_path(artifact.sha256).open("rb") as file:
-            for index in request.indices:
-                if not 0 <= index < len(artifact.chunk_sha256):
-                    raise EncodingError(f"expected chunks below {len(artifact.chunk_sha256)}, got {index}")
-                start, end = artifact.chunk_range(index)
-                file.seek(start)
-                chunk = Chunk(artifact.sha256, index, file.read(end - start))
-                self._send(self._topics.down(device, "chunk"), chunk)
+        for index in request.indices:
+            if not 0 <= index < len(artifact.chunk_sha256):
+                raise EncodingError(f"expected chunks below {len(artifact.chunk_sha256)}, got {index}")
+        try:
+            with self._store.package_path(artifact.sha256).open("rb") as file:
+                for index in request.indices:
+                    start, end = artifact.chunk_range(index)
+                    file.seek(start)
+                    chunk = Chunk(artifact.sha256, index, file.read(end - start))
+                    self._send(self._topics.down(device, "chunk"), chunk)
+        except OSError as error:
+            log.exception("the announced package cannot be read; push it again")
+            raise ArtifactError(f"the package cannot be read: {error.strerror}") from error
 
     # Rounds and releases
+
+    def _look_for_package(self) -> None:
+        newest = self._store.newest_package()
+        if newest and (self._package_record is None or newest.version > self._package_record.version):
+            self._load()
+            self._publish_package()
+            self._publish_release()
 
     def _candidates(self) -> tuple[frozenset[str], frozenset[str]]:
         """(devices that could take part now, others worth waiting for)."""
@@ -266,7 +277,9 @@ class Coordinator:
             {"loss_before": self._losses[0] / weight, "loss_after": self._losses[1] / weight},
             fleet_default(self._store.reports(base.number).values()),
         )
-        self._store.close_round(number, release, self._now())
+        if not self._store.close_round(number, release, self._now()):
+            self._look_for_package()
+            return
         self._release, self._open = release, None
         log.info(
             "closed round=%d release=%d updates=%d sha256=%s",
@@ -297,23 +310,21 @@ class Coordinator:
         self._state = rounds.Waiting(self._store.next_round_number(), done)
         record = self._store.open_round_record()
         if record is not None:
-            self._resume(record, done)
+            self._resume(record, done, self._package.manifest)
 
-    def _resume(self, record: RoundRecord, done: int) -> None:
+    def _resume(self, record: RoundRecord, done: int, manifest: Manifest) -> None:
         cohort = frozenset(record.cohort)
         self._start_counting(record.number, cohort)
         counted = set()
-        for device, envelope in self._store.journalled_updates(record.number):
-            key = self._store.device_key(device)
-            if key is None or self._package is None:
-                continue  # removed since: its update no longer counts
-            update = open_update(envelope, key, self._topics, device, self._config.maximum_update_bytes)
+        for device, envelope, key in self._store.journalled_updates(record.number):
+            # What was counted stays counted: with the key of then, whatever became of the device since.
+            update = open_update(envelope, key, self._topics, device, len(envelope))
             decision = examine(
                 update,
                 device,
                 self._open,
                 federation=self._config.federation,
-                manifest=self._package.manifest,
+                manifest=manifest,
                 policy=self._config.training,
             )
             if isinstance(decision, Accepted):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from protocol.evidence import SIGNIFICANCE, chance
+from protocol.evidence import LOSS_CAP, SIGNIFICANCE, chance
 
 
 def fleet_default(reports: Iterable[Mapping[str, Any]]) -> str:
@@ -18,4 +18,5 @@ def fleet_default(reports: Iterable[Mapping[str, Any]]) -> str:
         reports: fields of Report, one mapping per device.
     """
     gains = [report["personal_gain"] for report in reports if report["holdout_windows"]]
-    return "personal" if gains and chance(np.array(gains, np.float64)) <= SIGNIFICANCE else "local"
+    bounded = np.clip(np.array(gains, np.float64), -LOSS_CAP, LOSS_CAP)
+    return "personal" if gains and chance(bounded) <= SIGNIFICANCE else "local"

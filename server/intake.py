@@ -24,7 +24,7 @@ class Accepted:
     """An update that may be counted."""
 
     vector: NDArray[np.int64]
-    """int64 [parameters], units of 2**-32, its norm bounded."""
+    """int64 [parameters], units of 2**-30, its norm bounded."""
     weight: int
     loss_before: float
     loss_after: float

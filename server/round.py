@@ -46,8 +46,13 @@ class RoundPolicy:
             )
         if not 0 < self.quorum <= 1:
             raise ValueError(f"quorum: expected more than 0, at most 1, got {self.quorum}")
-        if self.deadline_seconds <= 0 or self.gather_seconds < 0 or self.pause_seconds < 0 or self.rounds < 0:
-            raise ValueError("deadline_seconds, gather_seconds, pause_seconds, rounds: expected no negative")
+        seconds = (self.deadline_seconds, self.gather_seconds, self.pause_seconds)
+        if not all(math.isfinite(value) and value >= 0 for value in seconds) or self.deadline_seconds == 0:
+            raise ValueError(
+                "deadline_seconds, gather_seconds, pause_seconds: expected finite, none negative"
+            )
+        if self.rounds < 0:
+            raise ValueError(f"rounds: expected 0 or more, got {self.rounds}")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ killed at any point goes on from the last commit.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,7 +83,11 @@ class Store:
         try:
             tables.metadata.create_all(self._engine)
             self._check_version()
+        except ServerError:
+            self.close()
+            raise
         except SQLAlchemyError as error:
+            self.close()
             raise ServerError(f"cannot open the database {self._engine.url}: {error}") from error
 
     def close(self) -> None:
@@ -96,12 +101,20 @@ class Store:
     ) -> int:
         """Keep a package and its initial adapter as the newest release; returns the package's version.
 
+        The package that runs already is left as it is: pushing twice does nothing.
+
         An open round of the package before ends without a release.
         """
+        newest = self.newest_package()
         path = self.package_path(sha256)
         partial = path.with_suffix(".partial")
-        partial.write_bytes(data)
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
+        if newest and newest.sha256 == sha256:
+            return newest.version
         with self._engine.begin() as connection:
             version = self._next(connection, tables.packages.c.version, 1)
             number = self._next(connection, tables.releases.c.number, 0)
@@ -224,13 +237,23 @@ class Store:
         )
         return int(row["done"]) if row else 0
 
-    def journal_update(self, device: str, number: int, sha256: bytes, envelope: bytes, now: float) -> bytes:
-        """Keep an update, once per device and round; returns the hash of the one that is kept."""
+    def journal_update(
+        self, device: str, number: int, sha256: bytes, envelope: bytes, *, key: PublicKey, now: float
+    ) -> bytes:
+        """Keep an update and whose signature it bears, once per device and round.
+
+        Returns the hash of the one that is kept.
+        """
         try:
             with self._engine.begin() as connection:
                 connection.execute(
                     tables.updates.insert().values(
-                        device=device, round=number, sha256=sha256, envelope=envelope, received_at=now
+                        device=device,
+                        round=number,
+                        sha256=sha256,
+                        envelope=envelope,
+                        public_key=key.raw,
+                        received_at=now,
                     )
                 )
         except IntegrityError:
@@ -251,24 +274,26 @@ class Store:
         )
         return bytes(row["sha256"]) if row else None
 
-    def journalled_updates(self, number: int) -> Iterator[tuple[str, bytes]]:
-        """(device, envelope) of each update kept in a round, one in memory at a time."""
-        statement = sql.select(tables.updates.c.device, tables.updates.c.envelope).where(
-            tables.updates.c.round == number
-        )
+    def journalled_updates(self, number: int) -> Iterator[tuple[str, bytes, PublicKey]]:
+        """(device, envelope, key) of each update kept in a round, a few in memory at a time."""
+        columns = (tables.updates.c.device, tables.updates.c.envelope, tables.updates.c.public_key)
+        statement = sql.select(*columns).where(tables.updates.c.round == number)
         with self._engine.connect() as connection:
             for row in connection.execution_options(yield_per=16).execute(statement):
-                yield row.device, bytes(row.envelope)
+                yield row.device, bytes(row.envelope), PublicKey(bytes(row.public_key))
 
-    def close_round(self, number: int, release: ReleaseRecord, now: float) -> None:
-        """End a round and keep its release, both or neither."""
+    def close_round(self, number: int, release: ReleaseRecord, now: float) -> bool:
+        """End a round and keep its release, both or neither; False: a new package ended the round before."""
         with self._engine.begin() as connection:
-            connection.execute(
+            result = connection.execute(
                 tables.rounds.update()
-                .where(tables.rounds.c.number == number)
+                .where(tables.rounds.c.number == number, tables.rounds.c.closed_at.is_(None))
                 .values(closed_at=now, outcome="released")
             )
+            if not result.rowcount:
+                return False
             connection.execute(tables.releases.insert().values(_release_row(release)))
+        return True
 
     # Releases, reports, refusals
 

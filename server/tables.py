@@ -65,6 +65,7 @@ updates = Table(
     Column("round", BigInteger, primary_key=True),
     Column("sha256", LargeBinary(32), nullable=False),
     Column("envelope", LargeBinary, nullable=False),
+    Column("public_key", LargeBinary(32), nullable=False),
     Column("received_at", Float, nullable=False),
     Index("updates_of_round", "round"),
 )

@@ -171,5 +171,5 @@ def _update_bytes(experiment: Experiment, store: Store) -> list[int]:
     return [
         len(topics.up(device, "update")) + len(envelope)
         for row in store.rounds()
-        for device, envelope in store.journalled_updates(row["number"])
+        for device, envelope, _ in store.journalled_updates(row["number"])
     ]

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from agent.config import SourceConfig
-from agent.errors import AgentError
 from agent.sources import Source
 from tests.builders import LENGTH, SCHEMA, Clock, write_recording
 
@@ -78,9 +77,15 @@ def test_a_recording_that_vanished_is_a_problem_and_no_crash(tmp_path: Path) -> 
     assert "gone.csv" in spool.problems
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(AgentError, match=r"there is no folder .*nowhere"):
-        names(source(tmp_path / "nowhere"))
+def test_a_folder_that_is_away_is_reported_until_it_is_back(tmp_path: Path) -> None:
+    folder = tmp_path / "mount"
+    away = source(folder)
+    assert names(away) == []
+    assert "there is no folder" in away.problems["source"]
+    folder.mkdir()
+    write_recording(folder / "a.csv", [("low", 1.0)])
+    assert names(away) == ["a.csv"]
+    assert not away.problems
 
 
 def test_a_replay_uncovers_rows_as_time_passes(tmp_path: Path) -> None:

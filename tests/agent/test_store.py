@@ -118,9 +118,9 @@ def test_a_full_outbox_drops_the_oldest() -> None:
 def test_the_policy_can_change_without_a_new_package() -> None:
     store = Store(":memory:")
     fill(store)
-    store.set_policy(TrainingPolicy("sgd"))
+    store.set_policy(TrainingPolicy("sgd"), 5)
     assert store.policy().optimizer == "sgd"
-    assert store.state().version == 4
+    assert store.state().version == 5
     store.close()
 
 

@@ -12,7 +12,7 @@ from server.errors import ServerError
 
 SIZE = 5
 LARGEST = (1 << VALUE_BITS) - 1
-UNIT = 1 << 32
+UNIT = 1 << 30
 vectors = st.lists(
     st.integers(-LARGEST, LARGEST) | st.integers(-UNIT, UNIT), min_size=SIZE, max_size=SIZE
 ).map(lambda values: np.array(values, np.int64))

@@ -136,7 +136,7 @@ def test_rounds_releases_and_refusals_are_listed(operator: Operator) -> None:
     operator("push", operator.package())
     store = Store(operator.folder / "data")
     store.open_round(RoundRecord(1, 1, 0, ("a", "b"), 5.0, 100.0))
-    store.journal_update("a", 1, b"s" * 32, b"e", 6.0)
+    store.journal_update("a", 1, b"s" * 32, b"e", key=private_key(1).public, now=6.0)
     store.close_round(
         1,
         ReleaseRecord(

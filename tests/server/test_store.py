@@ -45,7 +45,7 @@ def test_a_restart_keeps_everything(tmp_path: Path) -> None:
     first.set_device_state("a", STATE, 3.0)
     first.open_round(RoundRecord(1, 1, 0, ("a", "b"), 4.0, 100.0))
     first.extend_round(1, 200.0)
-    first.journal_update("a", 1, b"s" * 32, b"envelope", 5.0)
+    first.journal_update("a", 1, b"s" * 32, b"envelope", key=KEY, now=5.0)
     first.add_report("a", Report(0, "local", gain=0.5), 6.0)
     first.add_refusal("a", "reason", 7.0)
     first.close()
@@ -63,7 +63,7 @@ def test_a_restart_keeps_everything(tmp_path: Path) -> None:
         3.0,
     )
     assert store.open_round_record() == RoundRecord(1, 1, 0, ("a", "b"), 4.0, 200.0)
-    assert list(store.journalled_updates(1)) == [("a", b"envelope")]
+    assert list(store.journalled_updates(1)) == [("a", b"envelope", KEY)]
     assert store.journalled_update("a", 1) == b"s" * 32
     assert store.reports(0)["a"]["gain"] == 0.5
     assert [refusal["reason"] for refusal in store.refusals()] == ["reason"]
@@ -85,17 +85,20 @@ def test_an_empty_store_has_nothing(store: Store) -> None:
 
 
 def test_the_first_update_of_a_device_in_a_round_is_kept(store: Store) -> None:
-    assert store.journal_update("a", 1, b"1" * 32, b"first", 1.0) == b"1" * 32
-    assert store.journal_update("a", 1, b"2" * 32, b"second", 2.0) == b"1" * 32
-    assert store.journal_update("a", 1, b"1" * 32, b"first", 3.0) == b"1" * 32
-    assert store.journal_update("a", 2, b"2" * 32, b"second", 4.0) == b"2" * 32
-    assert list(store.journalled_updates(1)) == [("a", b"first")]
+    assert store.journal_update("a", 1, b"1" * 32, b"first", key=KEY, now=1.0) == b"1" * 32
+    assert store.journal_update("a", 1, b"2" * 32, b"second", key=KEY, now=2.0) == b"1" * 32
+    assert store.journal_update("a", 1, b"1" * 32, b"first", key=KEY, now=3.0) == b"1" * 32
+    assert store.journal_update("a", 2, b"2" * 32, b"second", key=KEY, now=4.0) == b"2" * 32
+    assert list(store.journalled_updates(1)) == [("a", b"first", KEY)]
 
 
 def test_a_new_package_ends_the_open_round_without_release(store: Store) -> None:
     push(store)
     store.open_round(RoundRecord(1, 1, 0, ("a",), 2.0, 100.0))
-    assert push(store, 3.0) == 2
+    assert push(store, 3.0) == 1  # the same package again does nothing
+    assert store.open_round_record() is not None
+    other = tiny_package(filler=1)
+    assert store.add_package(other, hashlib.sha256(other).digest(), "tiny 2", INITIAL, 3.0) == 2
     assert store.open_round_record() is None
     [round_row] = store.rounds()
     assert (round_row["outcome"], round_row["closed_at"]) == ("superseded by a new package", 3.0)
@@ -108,7 +111,7 @@ def test_a_new_package_ends_the_open_round_without_release(store: Store) -> None
 def test_a_round_closes_together_with_its_release(store: Store) -> None:
     push(store)
     store.open_round(RoundRecord(1, 1, 0, ("a", "b"), 2.0, 100.0))
-    store.journal_update("a", 1, b"1" * 32, b"x", 3.0)
+    store.journal_update("a", 1, b"1" * 32, b"x", key=KEY, now=3.0)
     store.close_round(1, release(1, 1), 4.0)
     [round_row] = store.rounds()
     assert (round_row["outcome"], round_row["counted"], round_row["cohort"]) == ("released", 1, ["a", "b"])
