@@ -12,7 +12,7 @@ DEMO_VENV = .venv-demo
 VENV = .venv
 OPTIONS = --seed $(SEED) --rounds $(ROUNDS) $(if $(LABELS),--labels-per-class $(LABELS)) --directory $(RUN)
 
-.PHONY: help demo test test-system lint format types package clean
+.PHONY: help demo test test-system bench lint format types package clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,10 @@ endif
 
 test: $(VENV)/installed mosquitto  ## every test
 	$(VENV)/bin/python -m pytest
+
+bench: $(VENV)/installed mosquitto  ## the published figures; the real data sets are in $$GRAFTWORK_DATA
+	$(VENV)/bin/python -m benchmarks.codec
+	$(VENV)/bin/python -m benchmarks.fleets
 
 test-system: $(VENV)/installed mosquitto  ## only the tests with real processes and a real broker
 	$(VENV)/bin/python -m pytest -m system

@@ -8,19 +8,19 @@ link, the clock and the main loop are not handled here.
 import hashlib
 import logging
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from agent import participant
 from agent.config import AgentConfig
-from agent.download import Download
 from agent.engine import Engine, Floats
 from agent.errors import AgentError
 from agent.features import FeatureCache
+from agent.fetching import Fetching
 from agent.installation import Installation
-from agent.learner import Learner, Trained, resources
+from agent.learner import Learner, Trained
 from agent.onnxruntime_engine import OnnxruntimeEngine
+from agent.reporting import report_message, state_message
 from agent.sources import Source
 from agent.store import Store
 from agent.update import make_update
@@ -28,10 +28,8 @@ from protocol.errors import ProtocolError
 from protocol.messages import (
     Announcement,
     Chunk,
-    DeviceState,
     Receipt,
     Release,
-    Report,
     Round,
     TrainingPolicy,
     release_adapter,
@@ -94,12 +92,11 @@ class DeviceAgent:
         self._installation = Installation(
             Path(config.state_directory) / "packages", [PublicKey.from_hex(k) for k in config.publishers]
         )
+        self._fetching = Fetching(self._installation)
         self._source = Source(config.source, now)
         self._session = store.next_session(int(now() * 1000))
         self._state = store.state()
         self._learner: Learner | None = None
-        self._announcement: Announcement | None = None
-        self._download: Download | None = None
         self._resend_at = 0.0
         self._look_at = 0.0
         self._labelled = 0
@@ -118,9 +115,9 @@ class DeviceAgent:
 
     def connected(self) -> None:
         """Say what the device runs, and send again what has no receipt."""
-        if self._download:
-            self._download.restart()
+        self._fetching.link_broke()
         self._publish_state()
+        self._publish_report()
         self._resend()
 
     def handle(self, topic: str, payload: bytes) -> None:
@@ -155,8 +152,6 @@ class DeviceAgent:
     # Messages
 
     def _on_announcement(self, announcement: Announcement) -> None:
-        if self._announcement is None or announcement.version >= self._announcement.version:
-            self._announcement = announcement
         learner = self._learner
         if (
             learner
@@ -177,14 +172,9 @@ class DeviceAgent:
         self._step(participant.on_receipt(self._state, receipt))
 
     def _on_chunk(self, chunk: Chunk) -> None:
-        download, announcement = self._download, self._announcement
-        if download is None or announcement is None or not download.receive(chunk):
-            return
-        self._installation.write_chunk(download.artifact, chunk.index, chunk.data)
-        if download.complete:
-            self._finish_download(announcement)
-        else:
-            self._request_chunks()
+        self._fetching.receive(chunk)
+        self._install()
+        self._request_chunks()
 
     # Actions of the state machine
 
@@ -203,23 +193,17 @@ class DeviceAgent:
                 self._clear(action.receipt)
 
     def _fetch(self, announcement: Announcement) -> None:
-        self._announcement = announcement
-        artifact = announcement.package
-        self._download = Download(artifact, self._installation.have(artifact))
-        log.info("fetching package %s: %d bytes", announcement.name, artifact.size)
-        if self._download.complete:
-            self._finish_download(announcement)
-        else:
-            self._request_chunks()
+        self._fetching.begin(announcement)
+        self._install()
+        self._request_chunks()
 
-    def _finish_download(self, announcement: Announcement) -> None:
-        self._download = None
-        sha256 = announcement.package.sha256
-        try:
-            manifest = self._installation.install(announcement.package)
-        except ProtocolError as error:
-            log.error("the package %s is refused: %s", announcement.name, error)
+    def _install(self) -> None:
+        """Put a package that is complete to use."""
+        fetched = self._fetching.finish()
+        if fetched is None:
             return
+        announcement, manifest = fetched
+        sha256 = announcement.package.sha256
         initial = read_adapter((self._installation.path(sha256) / ADAPTER).read_bytes(), manifest.parameters)
         self._store.install(announcement.version, sha256, initial, announcement.training)
         self._installation.keep_only(sha256)
@@ -271,7 +255,7 @@ class DeviceAgent:
             learned.decision.choice, learned.decision.gain,
         )  # fmt: skip
         self._step(participant.on_adopted(self._state, release))
-        self._report(release.number, learned.decision.choice)
+        self._publish_report()
         self._look()
         self._publish_state()
 
@@ -330,37 +314,21 @@ class DeviceAgent:
 
     def _sealed_state(self, *, online: bool) -> tuple[str, bytes]:
         topic = self._topics.up(self._config.device, "state")
-        state = DeviceState(
-            online,
-            self._session,
-            self._key.public.raw,
-            _agent_version(),
-            self._state.package,
-            self._state.release if self._state.base else -1,
-            self._labelled,
+        state = state_message(
+            self._state,
+            online=online,
+            session=self._session,
+            public_key=self._key.public.raw,
+            labelled_windows=self._labelled,
         )
         return topic, seal(state, self._key, topic)
 
-    def _report(self, release: int, choice: str) -> None:
-        cpu_seconds, peak = resources()
-        up, down = self._traffic()
-        inventory = self._require_learner().inventory()
-        report = Report(
-            release,
-            choice,
-            self._store.number("holdout_windows", 0),
-            float(self._store.text("gain")),
-            len(inventory.labelled),
-            inventory.unlabelled_windows,
-            cpu_seconds,
-            peak,
-            up,
-            down,
-            self._require_learner().problems(),
-            float(self._store.text("personal_gain")),
-        )
-        topic = self._topics.up(self._config.device, "report")
-        self._publish(topic, seal(report, self._key, topic), False)
+    def _publish_report(self) -> None:
+        """Report on the release held; again after each reconnect, for no receipt tells that it arrived."""
+        if self._learner and self._state.base:
+            topic = self._topics.up(self._config.device, "report")
+            report = report_message(self._store, self._learner, self._traffic())
+            self._publish(topic, seal(report, self._key, topic), False)
 
     def _resend(self) -> None:
         self._resend_at = self._now() + RESEND_SECONDS
@@ -368,7 +336,7 @@ class DeviceAgent:
             self._publish(self._topics.up(self._config.device, "update"), entry.envelope, False)
 
     def _request_chunks(self) -> None:
-        request = self._download.request(self._now()) if self._download else None
+        request = self._fetching.request(self._now())
         if request:
             topic = self._topics.up(self._config.device, "get")
             self._publish(topic, seal(request, self._key, topic), False)
@@ -384,10 +352,3 @@ class DeviceAgent:
         if self._learner is None:
             raise AgentError("no package is installed")
         return self._learner
-
-
-def _agent_version() -> str:
-    try:
-        return version("graftwork")
-    except PackageNotFoundError:
-        return "unknown"

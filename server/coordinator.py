@@ -7,7 +7,6 @@ and the main loop are not handled here.
 
 import hashlib
 import logging
-import zlib
 from collections.abc import Callable
 
 from protocol import topics as topic_names
@@ -19,11 +18,8 @@ from protocol.messages import (
     ChunkRequest,
     DeviceState,
     Receipt,
-    Release,
     Report,
-    Round,
     ServerState,
-    adapter_bytes,
     peek,
     seal,
     unseal,
@@ -31,11 +27,11 @@ from protocol.messages import (
 from protocol.package import Manifest, ModelPackage, unpack
 from protocol.signing import PrivateKey, PublicKey
 from server import round as rounds
-from server.aggregation import MAX_TOTAL_WEIGHT, WeightedMean
 from server.config import ServerConfig
+from server.counting import Counting
 from server.errors import ServerError
-from server.evaluation import fleet_default
 from server.intake import Accepted, OpenRound, Rejected, examine, open_update
+from server.publications import release_message, round_message
 from server.store import PackageRecord, ReleaseRecord, RoundRecord, Store
 
 log = logging.getLogger(__name__)
@@ -71,9 +67,7 @@ class Coordinator:
         self._announcement: Announcement | None = None
         self._release: ReleaseRecord | None = None
         self._state: rounds.State = rounds.Waiting(1)
-        self._open: OpenRound | None = None
-        self._mean = WeightedMean(1)
-        self._losses = (0.0, 0.0)
+        self._counting: Counting | None = None
         self._load()
 
     @property
@@ -119,7 +113,9 @@ class Coordinator:
         self._look_for_package()
         if self._package is None:
             return
-        ready, expected = self._candidates() if self._open is None else (frozenset[str](), frozenset[str]())
+        ready, expected = (
+            self._candidates() if self._counting is None else (frozenset[str](), frozenset[str]())
+        )
         self._state, actions = rounds.tick(self._state, self._config.round, self._now(), ready, expected)
         self._perform(actions)
 
@@ -150,12 +146,12 @@ class Coordinator:
         decision = examine(
             update,
             device,
-            self._open,
+            self._counting.current if self._counting else None,
             federation=self._config.federation,
             manifest=self._package.manifest,
             policy=self._config.training,
         )
-        if isinstance(decision, Accepted) and self._mean.weight + decision.weight > MAX_TOTAL_WEIGHT:
+        if isinstance(decision, Accepted) and self._counting and not self._counting.has_room(decision):
             decision = Rejected("refused", "the round has all the weight that it can sum")
         if isinstance(decision, Rejected):
             log.warning("device=%s round=%d %s: %s", device, update.round, decision.verdict, decision.reason)
@@ -172,19 +168,12 @@ class Coordinator:
         self._count(device, decision)
 
     def _count(self, device: str, accepted: Accepted) -> None:
-        self._accumulate(accepted)
-        if isinstance(self._state, rounds.Open):
-            log.info("counted device=%s round=%d weight=%d", device, self._state.number, accepted.weight)
-            self._state, actions = rounds.count(self._state, self._config.round, self._now(), device)
-            self._perform(actions)
-
-    def _accumulate(self, accepted: Accepted) -> None:
-        self._mean.add(accepted.vector, accepted.weight)
-        before, after = self._losses
-        self._losses = (
-            before + accepted.weight * accepted.loss_before,
-            after + accepted.weight * accepted.loss_after,
-        )
+        if self._counting is None or not isinstance(self._state, rounds.Open):
+            raise ServerError("an update was accepted while no round is open")
+        self._counting.add(accepted)
+        log.info("counted device=%s round=%d weight=%d", device, self._state.number, accepted.weight)
+        self._state, actions = rounds.count(self._state, self._config.round, self._now(), device)
+        self._perform(actions)
 
     def _chunks(self, device: str, request: ChunkRequest) -> None:
         if self._announcement is None or request.artifact != self._announcement.package.sha256:
@@ -253,34 +242,22 @@ class Coordinator:
         log.info("opened round=%d with %d devices", action.number, len(action.cohort))
         self._publish_round()
 
-    def _start_counting(self, number: int, cohort: frozenset[str]) -> None:
+    def _start_counting(self, number: int, cohort: frozenset[str]) -> Counting:
         if self._package is None:
             raise ServerError("a round cannot open without a package")
-        self._open = OpenRound(number, self._newest().sha256, cohort)
-        self._mean = WeightedMean(self._package.manifest.parameters)
-        self._losses = (0.0, 0.0)
+        current = OpenRound(number, self._newest().sha256, cohort)
+        self._counting = Counting(current, self._package.manifest.parameters)
+        return self._counting
 
     def _close_round(self, number: int) -> None:
+        if self._counting is None:
+            raise ServerError(f"round {number} closes without having been open")
         base = self._newest()
-        adapter = self._mean.apply(base.adapter)
-        weight = max(1, self._mean.weight)
-        release = ReleaseRecord(
-            base.number + 1,
-            base.package_version,
-            number,
-            base.sha256,
-            hashlib.sha256(adapter_bytes(adapter)).digest(),
-            adapter,
-            self._now(),
-            self._mean.updates,
-            self._mean.weight,
-            {"loss_before": self._losses[0] / weight, "loss_after": self._losses[1] / weight},
-            fleet_default(self._store.reports(base.number).values()),
-        )
+        release = self._counting.release(base, self._store.reports(base.number).values(), self._now())
         if not self._store.close_round(number, release, self._now()):
             self._look_for_package()
             return
-        self._release, self._open = release, None
+        self._release, self._counting = release, None
         log.info(
             "closed round=%d release=%d updates=%d sha256=%s",
             number, release.number, release.updates, release.sha256.hex()[:16],
@@ -305,7 +282,7 @@ class Coordinator:
             self._package_record.version, self._package_record.name, describe(data), self._config.training
         )
         self._release = self._store.newest_release()
-        self._open = None
+        self._counting = None
         done = self._store.rounds_done(self._package_record.version)
         self._state = rounds.Waiting(self._store.next_round_number(), done)
         record = self._store.open_round_record()
@@ -314,7 +291,7 @@ class Coordinator:
 
     def _resume(self, record: RoundRecord, done: int, manifest: Manifest) -> None:
         cohort = frozenset(record.cohort)
-        self._start_counting(record.number, cohort)
+        counting = self._start_counting(record.number, cohort)
         counted = set()
         for device, envelope, key in self._store.journalled_updates(record.number):
             # What was counted stays counted: with the key of then, whatever became of the device since.
@@ -322,13 +299,13 @@ class Coordinator:
             decision = examine(
                 update,
                 device,
-                self._open,
+                counting.current,
                 federation=self._config.federation,
                 manifest=manifest,
                 policy=self._config.training,
             )
             if isinstance(decision, Accepted):
-                self._accumulate(decision)
+                counting.add(decision)
                 counted.add(device)
         self._state = rounds.Open(record.number, cohort, frozenset(counted), record.deadline, done)
         log.info("resumed round=%d with %d of %d updates", record.number, len(counted), len(cohort))
@@ -340,32 +317,14 @@ class Coordinator:
             self._send(self._topics.all("announcement"), self._announcement, retain=True)
 
     def _publish_release(self) -> None:
-        if self._release is None or self._package is None:
-            return
-        release = Release(
-            self._release.number,
-            self._package.sha256,
-            self._release.parent,
-            self._release.sha256,
-            zlib.compress(adapter_bytes(self._release.adapter), 9),
-            self._release.updates,
-            self._release.weight,
-            dict(self._release.metrics),
-            self._release.default_choice,
-        )
-        self._send(self._topics.all("release"), release, retain=True)
+        if self._release and self._package:
+            message = release_message(self._release, self._package.sha256)
+            self._send(self._topics.all("release"), message, retain=True)
 
     def _publish_round(self) -> None:
-        if not isinstance(self._state, rounds.Open) or self._package is None or self._open is None:
-            return
-        message = Round(
-            self._state.number,
-            self._package.sha256,
-            self._open.base,
-            tuple(sorted(self._state.cohort)),
-            self._state.deadline,
-        )
-        self._send(self._topics.all("round"), message, retain=True)
+        if isinstance(self._state, rounds.Open) and self._package and self._counting:
+            message = round_message(self._counting.current, self._package.sha256, self._state.deadline)
+            self._send(self._topics.all("round"), message, retain=True)
 
     def _receipt(self, device: str, receipt: Receipt) -> None:
         self._send(self._topics.down(device, "receipt"), receipt)

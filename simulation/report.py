@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -75,13 +76,14 @@ def table(experiment: Experiment, store: Store, results: list[DeviceResult]) -> 
     newest = store.newest_release()
     reports = store.reports(newest.number) if newest else {}
     source = "simulated data" if experiment.fleet.simulated else "real data"
-    out = Table(title=f"{experiment.fleet.name or 'fleet'} ({source}): accuracy on unseen test data, %")
-    for name in ("device", "domain"):
-        out.add_column(name)
-    for name in ("labels", "test", "backbone", "alone", "fleet", "change"):
-        out.add_column(name, justify="right")
-    out.add_column("uses")
-    for name in ("up KiB", "down KiB", "CPU s", "RSS MB"):
+    title = f"{experiment.fleet.name or 'fleet'} ({source}): accuracy on unseen test data, %"
+    # Narrow enough for a terminal of 80 columns; report.json has the rest.
+    out = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    out.add_column("device", no_wrap=True)
+    for name in ("labels", "backbone", "alone", "fleet", "change"):
+        out.add_column(name, justify="right", min_width=len(name))
+    out.add_column("uses", min_width=8)
+    for name in ("KiB up", "KiB down", "MB RSS"):
         out.add_column(name, justify="right")
     for result in results:
         report = reports.get(result.device, {})
@@ -89,23 +91,18 @@ def table(experiment: Experiment, store: Store, results: list[DeviceResult]) -> 
         colour = "green" if change > 0 else "red" if change < 0 else "dim"
         out.add_row(
             result.device,
-            result.domain,
             str(result.labelled_windows),
-            str(result.test_windows),
             *(f"{100 * value:.1f}" for value in (result.backbone, result.local, result.fleet)),
             f"[{colour}]{change:+.1f}[/{colour}]",
             result.choice,
             f"{report.get('bytes_up', 0) / 1024:.1f}",
             f"{report.get('bytes_down', 0) / 1024:.1f}",
-            f"{report.get('cpu_seconds', 0):.1f}",
             f"{report.get('peak_rss_bytes', 0) / 1e6:.0f}",
         )
     accuracy = means(results)
     out.add_section()
     out.add_row(
         "mean",
-        "",
-        "",
         "",
         *(f"{100 * accuracy[name]:.1f}" for name in ("backbone", "local", "fleet")),
         f"{100 * (accuracy['fleet'] - accuracy['local']):+.1f}",
@@ -118,6 +115,11 @@ def show(console: Console, experiment: Experiment, store: Store, results: list[D
     for problem in experiment.problems:
         console.print(f"[yellow]left out:[/yellow] {problem}", highlight=False)
     console.print(table(experiment, store, results))
+    console.print(
+        "backbone: the untouched head; alone: training without the fleet; fleet: what the device uses after "
+        "its gate; labels: labelled windows on the device",
+        style="dim",
+    )
 
 
 def plot(path: Path, experiment: Experiment, store: Store, results: list[DeviceResult]) -> None:
@@ -142,7 +144,7 @@ def plot(path: Path, experiment: Experiment, store: Store, results: list[DeviceR
         left.axvline(float(np.mean(values)), color=colour, linestyle=":", linewidth=1)
     left.set_yticks(rows, [f"{result.device}" for result in results], fontsize=8)
     left.set_xlabel("accuracy on unseen test data, % (dotted: mean)")
-    left.legend(loc="lower left", fontsize=8)
+    left.legend(loc="best", fontsize=8)
     left.grid(axis="x", alpha=0.3)
     releases = [row for row in store.releases()[::-1] if row["round"] is not None]
     numbers = range(1, len(releases) + 1)

@@ -54,7 +54,7 @@ def write_fleet(directory: Path, seed: int, fleet_of: tuple[Machine, ...] | None
     chosen = machines(seed) if fleet_of is None else fleet_of
     devices = tuple(Device(machine.id, machine.domain, machine.role) for machine in chosen)
     fleet = FleetDescription(
-        SCHEMA, WINDOW, devices, Split("time"), "simulated vibration", DESCRIPTION, simulated=True
+        SCHEMA, WINDOW, devices, Split("time"), "machine vibration", DESCRIPTION, simulated=True
     )
     write_fleet_description(directory, fleet)
     for index, machine in enumerate(chosen):

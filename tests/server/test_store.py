@@ -11,7 +11,8 @@ import pytest
 
 from protocol.messages import DeviceState, Report, adapter_bytes
 from server.errors import ServerError
-from server.store import MAX_REFUSALS, ReleaseRecord, RoundRecord, Store
+from server.registry import MAX_REFUSALS
+from server.store import ReleaseRecord, RoundRecord, Store
 from tests.builders import PARAMETERS, private_key, tiny_package
 
 KEY, OTHER = private_key(1).public, private_key(2).public
@@ -156,7 +157,7 @@ def test_a_later_report_on_a_release_replaces_the_one_before(store: Store) -> No
 
 def test_a_noisy_device_cannot_fill_the_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_REFUSALS >= 1000
-    monkeypatch.setattr("server.store.MAX_REFUSALS", 5)
+    monkeypatch.setattr("server.registry.MAX_REFUSALS", 5)
     for index in range(12):
         store.add_refusal("a", f"{index}" * 600, float(index))
     assert [refusal["received_at"] for refusal in store.refusals()] == [11.0, 10.0, 9.0, 8.0, 7.0]

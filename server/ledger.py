@@ -1,0 +1,240 @@
+"""What the federation did: packages, rounds, the journal of updates, releases."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sql
+from numpy.typing import NDArray
+from sqlalchemy.exc import IntegrityError
+
+from protocol.messages import adapter_bytes
+from protocol.signing import PublicKey
+from server import tables
+from server.database import Database, next_number
+
+
+@dataclass(frozen=True)
+class PackageRecord:
+    """A package that was pushed."""
+
+    version: int
+    sha256: bytes
+    name: str
+    pushed_at: float
+
+
+@dataclass(frozen=True)
+class ReleaseRecord:
+    """A release, its adapter float32 [parameters]."""
+
+    number: int
+    package_version: int
+    round: int | None
+    parent: bytes
+    sha256: bytes
+    adapter: NDArray[np.float32]
+    created_at: float
+    updates: int
+    weight: int
+    metrics: Mapping[str, float]
+    default_choice: str = "local"
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """A round, open while `closed_at` is None."""
+
+    number: int
+    package_version: int
+    base_release: int
+    cohort: tuple[str, ...]
+    opened_at: float
+    deadline: float
+    closed_at: float | None = None
+    outcome: str | None = None
+
+
+class Ledger:
+    """Packages, rounds, updates and releases."""
+
+    def __init__(self, database: Database, packages: Path) -> None:
+        """Take a database and the folder of packages."""
+        self._database = database
+        self._packages = packages
+        packages.mkdir(parents=True, exist_ok=True)
+
+    def add_package(
+        self, data: bytes, sha256: bytes, name: str, initial: NDArray[np.float32], now: float
+    ) -> int:
+        """Keep a package and its initial adapter as the newest release; returns the package's version.
+
+        The package that runs already is left as it is: pushing twice does nothing.
+
+        An open round of the package before ends without a release.
+        """
+        newest = self.newest_package()
+        path = self.package_path(sha256)
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        if newest and newest.sha256 == sha256:
+            return newest.version
+        with self._database.engine.begin() as connection:
+            version = next_number(connection, tables.packages.c.version, 1)
+            number = next_number(connection, tables.releases.c.number, 0)
+            connection.execute(
+                tables.packages.insert().values(version=version, sha256=sha256, name=name, pushed_at=now)
+            )
+            connection.execute(
+                tables.rounds.update()
+                .where(tables.rounds.c.closed_at.is_(None))
+                .values(closed_at=now, outcome="superseded by a new package")
+            )
+            release = ReleaseRecord(
+                number, version, None, b"", _sha256(initial), initial, now, updates=0, weight=0, metrics={}
+            )
+            connection.execute(tables.releases.insert().values(_release_row(release)))
+        return version
+
+    def package_path(self, sha256: bytes) -> Path:
+        """Where a package lies."""
+        return self._packages / f"{sha256.hex()}.zip"
+
+    def newest_package(self) -> PackageRecord | None:
+        """The package that the federation runs."""
+        row = self._database.first(
+            sql.select(tables.packages).order_by(tables.packages.c.version.desc()).limit(1)
+        )
+        return PackageRecord(**row) if row else None
+
+    def open_round(self, record: RoundRecord) -> None:
+        """Note a new round."""
+        with self._database.engine.begin() as connection:
+            connection.execute(
+                tables.rounds.insert().values({**asdict(record), "cohort": list(record.cohort)})
+            )
+
+    def extend_round(self, number: int, deadline: float) -> None:
+        """Note a later deadline."""
+        with self._database.engine.begin() as connection:
+            connection.execute(
+                tables.rounds.update().where(tables.rounds.c.number == number).values(deadline=deadline)
+            )
+
+    def open_round_record(self) -> RoundRecord | None:
+        """The round that is open."""
+        row = self._database.first(sql.select(tables.rounds).where(tables.rounds.c.closed_at.is_(None)))
+        return RoundRecord(**{**row, "cohort": tuple(row["cohort"])}) if row else None
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """All rounds with the number of updates counted, newest first."""
+        counted = sql.func.count(tables.updates.c.device).label("counted")
+        return self._database.all(
+            sql.select(tables.rounds, counted)
+            .outerjoin(tables.updates, tables.updates.c.round == tables.rounds.c.number)
+            .group_by(tables.rounds.c.number)
+            .order_by(tables.rounds.c.number.desc())
+        )
+
+    def next_round_number(self) -> int:
+        """Number of the next round to open."""
+        with self._database.engine.connect() as connection:
+            return next_number(connection, tables.rounds.c.number, 1)
+
+    def rounds_done(self, package_version: int) -> int:
+        """Rounds of a package that ended with a release."""
+        row = self._database.first(
+            sql.select(sql.func.count().label("done"))
+            .select_from(tables.releases)
+            .where(tables.releases.c.package_version == package_version, tables.releases.c.round.isnot(None))
+        )
+        return int(row["done"]) if row else 0
+
+    def journal_update(
+        self, device: str, number: int, sha256: bytes, envelope: bytes, *, key: PublicKey, now: float
+    ) -> bytes:
+        """Keep an update and whose signature it bears, once per device and round.
+
+        Returns the hash of the one that is kept.
+        """
+        try:
+            with self._database.engine.begin() as connection:
+                connection.execute(
+                    tables.updates.insert().values(
+                        device=device,
+                        round=number,
+                        sha256=sha256,
+                        envelope=envelope,
+                        public_key=key.raw,
+                        received_at=now,
+                    )
+                )
+        except IntegrityError:
+            row = self._database.first(
+                sql.select(tables.updates.c.sha256).where(
+                    tables.updates.c.device == device, tables.updates.c.round == number
+                )
+            )
+            return bytes(row["sha256"]) if row else b""
+        return sha256
+
+    def journalled_update(self, device: str, number: int) -> bytes | None:
+        """Hash of the update that is kept of a device in a round."""
+        row = self._database.first(
+            sql.select(tables.updates.c.sha256).where(
+                tables.updates.c.device == device, tables.updates.c.round == number
+            )
+        )
+        return bytes(row["sha256"]) if row else None
+
+    def journalled_updates(self, number: int) -> Iterator[tuple[str, bytes, PublicKey]]:
+        """(device, envelope, key) of each update kept in a round, a few in memory at a time."""
+        columns = (tables.updates.c.device, tables.updates.c.envelope, tables.updates.c.public_key)
+        statement = sql.select(*columns).where(tables.updates.c.round == number)
+        with self._database.engine.connect() as connection:
+            for row in connection.execution_options(yield_per=16).execute(statement):
+                yield row.device, bytes(row.envelope), PublicKey(bytes(row.public_key))
+
+    def close_round(self, number: int, release: ReleaseRecord, now: float) -> bool:
+        """End a round and keep its release, both or neither; False: a new package ended the round before."""
+        with self._database.engine.begin() as connection:
+            result = connection.execute(
+                tables.rounds.update()
+                .where(tables.rounds.c.number == number, tables.rounds.c.closed_at.is_(None))
+                .values(closed_at=now, outcome="released")
+            )
+            if not result.rowcount:
+                return False
+            connection.execute(tables.releases.insert().values(_release_row(release)))
+        return True
+
+    def newest_release(self) -> ReleaseRecord | None:
+        """The release that the federation runs."""
+        statement = sql.select(tables.releases).order_by(tables.releases.c.number.desc()).limit(1)
+        row = self._database.first(statement)
+        return ReleaseRecord(**{**row, "adapter": np.frombuffer(row["adapter"], "<f4")}) if row else None
+
+    def releases(self) -> list[dict[str, Any]]:
+        """All releases without their adapters, newest first."""
+        columns = [column for column in tables.releases.c if column.name != "adapter"]
+        return self._database.all(sql.select(*columns).order_by(tables.releases.c.number.desc()))
+
+
+def _sha256(adapter: NDArray[np.float32]) -> bytes:
+    return hashlib.sha256(adapter_bytes(adapter)).digest()
+
+
+def _release_row(release: ReleaseRecord) -> dict[str, Any]:
+    return {
+        **{column.name: getattr(release, column.name) for column in tables.releases.c},
+        "adapter": adapter_bytes(release.adapter),
+        "metrics": dict(release.metrics),
+    }
