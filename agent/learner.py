@@ -10,6 +10,7 @@ import logging
 import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -158,4 +159,15 @@ class Learner:
 def resources() -> tuple[float, int]:
     """CPU seconds of this process so far, and its peak resident memory in bytes."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+    return usage.ru_utime + usage.ru_stime, _peak_rss() or usage.ru_maxrss * 1024
+
+
+def _peak_rss() -> int:
+    """VmHWM in bytes; 0 where there is none. ru_maxrss would count the parent that started this process."""
+    try:
+        for line in Path("/proc/self/status").read_text("ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, UnicodeDecodeError):
+        return 0
+    return 0
