@@ -1,0 +1,1 @@
+"""Room for building, provisioning and flashing device images; nothing here yet."""

@@ -215,7 +215,7 @@ class InProcessFederation:
         self.server_store: ServerStore | None = None
         self.agent_stores: dict[str, AgentStore] = {}
         self.moments: dict[str, int] = {}
-        """Messages that each program took, and twice those that it published, so far: where it can be killed."""
+        """Messages that each program took, and twice those that it published: where it can be killed."""
         self._directory = directory
         self._spools = spools
         self._policy = round_policy

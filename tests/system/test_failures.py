@@ -15,9 +15,7 @@ LIMIT = 64 * 1024
 
 
 def envelope_of(plant: Plant, name: str) -> bytes:
-    return next(
-        envelope for device, envelope, *_ in plant.store.journalled_updates(1) if device == name
-    )
+    return next(envelope for device, envelope, *_ in plant.store.journalled_updates(1) if device == name)
 
 
 def test_a_device_is_killed_in_mid_round_and_comes_back(
@@ -56,9 +54,7 @@ def test_the_broker_is_killed_in_mid_round(tmp_path: Path, fleet: Path, referenc
         assert plant.updates(2) == reference.updates[2]
 
 
-def test_the_broker_is_killed_and_loses_its_memory(
-    tmp_path: Path, fleet: Path, reference: Reference
-) -> None:
+def test_the_broker_is_killed_and_loses_its_memory(tmp_path: Path, fleet: Path, reference: Reference) -> None:
     with Plant(tmp_path, fleet).running(held=True) as plant:
         plant.broker.kill()
         for path in (tmp_path / "broker").glob("*.db*"):
