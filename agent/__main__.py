@@ -33,14 +33,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("graftwork-agent", description=__doc__)
-    parser.add_argument(
-        "--config", type=Path, default=Path("agent.toml"), help="configuration file (default: agent.toml)"
-    )
-    parser.add_argument("--verbose", action="store_true", help="log every detail")
+    # Also behind the command, where people put them; absent there, the ones before it hold.
+    shared = argparse.ArgumentParser(add_help=False)
+    for target, path, verbose in (
+        (parser, Path("agent.toml"), False),
+        (shared, argparse.SUPPRESS, argparse.SUPPRESS),
+    ):
+        target.add_argument(
+            "--config", type=Path, default=path, help="configuration file (default: agent.toml)"
+        )
+        target.add_argument("--verbose", action="store_true", default=verbose, help="log every detail")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, function: Any, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text)
+        command = commands.add_parser(name, help=text, description=text, parents=[shared])
         command.set_defaults(command=function)
         return command
 
@@ -122,6 +128,7 @@ def _check_recordings(config: AgentConfig) -> int:
     schema = Installation(state / "packages", ()).manifest(package).schema
     # A replay uncovers its recordings with time; all of them are checked now.
     source = Source(replace(config.source, kind="spool"), lambda: 0.0)
+    logging.disable(logging.ERROR)  # each problem is printed once, below
     for listing in source.list(schema):
         source.read(listing.path, schema)
     for problem in source.problems.values():

@@ -304,7 +304,8 @@ class DeviceAgent:
     def _clear(self, receipt: Receipt) -> None:
         if self._store.clear(receipt.update):
             level = logging.INFO if receipt.verdict in ("counted", "duplicate") else logging.WARNING
-            log.log(level, "round=%d update %s %s", receipt.round, receipt.verdict, receipt.reason)
+            reason = f": {receipt.reason}" if receipt.reason else ""
+            log.log(level, "round=%d update %s%s", receipt.round, receipt.verdict, reason)
 
     # Publications
 

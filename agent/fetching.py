@@ -14,6 +14,9 @@ from protocol.package import Manifest
 
 log = logging.getLogger(__name__)
 
+UNANSWERED = 3
+"""Requests without any chunk after which the log says so."""
+
 
 class Fetching:
     """At most one package on its way; a newer announcement replaces it."""
@@ -22,6 +25,7 @@ class Fetching:
         self._installation = installation
         self._announcement: Announcement | None = None
         self._download: Download | None = None
+        self._unanswered = 0
 
     def begin(self, announcement: Announcement) -> None:
         """Start, or go on with the chunks that an earlier attempt left on disk."""
@@ -37,7 +41,12 @@ class Fetching:
 
     def request(self, now: float) -> ChunkRequest | None:
         """What to ask the server for now."""
-        return self._download.request(now) if self._download else None
+        request = self._download.request(now) if self._download else None
+        if request:
+            self._unanswered += 1
+            if self._unanswered == UNANSWERED:
+                log.warning("the server does not answer: is this device registered there, with this key?")
+        return request
 
     def receive(self, chunk: Chunk) -> None:
         """Keep a chunk if it is wanted.
@@ -45,6 +54,7 @@ class Fetching:
         Raises:
             ArtifactError: other bytes than announced.
         """
+        self._unanswered = 0
         if self._download and self._download.receive(chunk):
             self._installation.write_chunk(self._download.artifact, chunk.index, chunk.data)
 

@@ -54,19 +54,14 @@ class Split:
 
     by: str = "time"
     """ "time": the last part of each recording; "recording": whole recordings."""
-    validation: float = 0.2
-    """Share of a device's own data that its gate keeps from training."""
     test: float = 0.2
     """Share that never reaches the device and measures the experiment."""
 
     def __post_init__(self) -> None:
         if self.by not in DIVISIONS:
             raise ValueError(f"by: expected one of {', '.join(DIVISIONS)}, got {self.by!r}")
-        for name in ("validation", "test"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a share from 0 to below 1, got {getattr(self, name)}")
-        if self.validation + self.test >= 1:
-            raise ValueError(f"validation + test: expected below 1, got {self.validation + self.test}")
+        if not 0 <= self.test < 1:
+            raise ValueError(f"test: expected a share from 0 to below 1, got {self.test}")
 
 
 @dataclass(frozen=True)
@@ -143,7 +138,6 @@ def dump(fleet: FleetDescription) -> str:
         "",
         "[split]",
         f"by = {_text(split.by)}",
-        f"validation = {float(split.validation)!r}",
         f"test = {float(split.test)!r}",
     ]
     for device in fleet.devices:

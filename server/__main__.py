@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from protocol.errors import ProtocolError
-from protocol.package import unpack
+from protocol.errors import ProtocolError, SignatureError
+from protocol.package import ModelPackage, unpack
 from protocol.signing import PublicKey
 from protocol.topics import check_name
 from runtime.errors import SetupError
@@ -37,7 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load(options.config)
         status: int = options.command(options, config)
-    except (ServerError, SetupError, ProtocolError, ValueError, OSError) as error:
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    except (ServerError, SetupError, ProtocolError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return status
@@ -45,14 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("graftwork-server", description=__doc__)
-    parser.add_argument(
-        "--config", type=Path, default=Path("server.toml"), help="configuration file (default: server.toml)"
-    )
-    parser.add_argument("--verbose", action="store_true", help="log every detail")
+    # Also behind the command, where people put them; absent there, the ones before it hold.
+    shared = argparse.ArgumentParser(add_help=False)
+    for target, path, verbose in (
+        (parser, Path("server.toml"), False),
+        (shared, argparse.SUPPRESS, argparse.SUPPRESS),
+    ):
+        target.add_argument(
+            "--config", type=Path, default=path, help="configuration file (default: server.toml)"
+        )
+        target.add_argument("--verbose", action="store_true", default=verbose, help="log every detail")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, function: Any, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text)
+        command = commands.add_parser(name, help=text, description=text, parents=[shared])
         command.set_defaults(command=function)
         return command
 
@@ -92,16 +102,9 @@ def _push(options: argparse.Namespace, config: ServerConfig) -> int:
     keys = [options.publisher] if options.publisher else list(config.publishers)
     if not keys:
         print("note: no publisher is configured, so the package's own signature is not checked")
-    package = None
-    for index, key in enumerate(keys or [None]):
-        try:
-            package = unpack(data, PublicKey.from_hex(key) if key else None)
-            break
-        except ProtocolError:
-            if index == len(keys) - 1:
-                raise
-    if package is None:
-        raise ServerError("the package was not opened")
+        package = unpack(data, None)
+    else:
+        package = _unpack_signed(data, [PublicKey.from_hex(key) for key in keys])
     name = f"{package.manifest.name} {package.manifest.version}"
     with _store(config) as store:
         version = store.add_package(data, hashlib.sha256(data).digest(), name, package.adapter, time.time())
@@ -110,6 +113,13 @@ def _push(options: argparse.Namespace, config: ServerConfig) -> int:
         f"{package.manifest.parameters:,} adapter parameters, sha256 {package.sha256.hex()}"
     )
     return 0
+
+
+def _unpack_signed(data: bytes, publishers: list[PublicKey]) -> ModelPackage:
+    for publisher in publishers[:-1]:
+        with contextlib.suppress(SignatureError):
+            return unpack(data, publisher)
+    return unpack(data, publishers[-1])
 
 
 def _devices(options: argparse.Namespace, config: ServerConfig) -> int:
@@ -169,7 +179,9 @@ def _show(options: argparse.Namespace, rows: list[dict[str, Any]], columns: list
     if options.json:
         print(json.dumps([{name: _json(row[name]) for name in columns} for row in rows]))
         return
-    table = Table(*columns)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in columns:
+        table.add_column(name.replace("_", " "), overflow="fold")  # nothing is cut off
     for row in rows:
         table.add_row(*(_cell(name, row[name]) for name in columns))
     Console().print(table)
@@ -184,7 +196,7 @@ def _cell(name: str, value: Any) -> str:
         return "-"
     if name.endswith("_at") or name == "last_seen":
         moment = dt.datetime.fromtimestamp(value, dt.timezone.utc)
-        return moment.strftime("%Y-%m-%d %H:%M:%SZ")
+        return moment.strftime("%m-%d %H:%M:%SZ")
     if isinstance(value, bytes):
         return value.hex()[:16]
     if isinstance(value, dict):

@@ -8,7 +8,9 @@ and the main loop are not handled here.
 import hashlib
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 
+from protocol import records
 from protocol import topics as topic_names
 from protocol.artifacts import describe
 from protocol.errors import ArtifactError, EncodingError, ProtocolError, SignatureError
@@ -20,6 +22,7 @@ from protocol.messages import (
     Receipt,
     Report,
     ServerState,
+    TrainingPolicy,
     peek,
     seal,
     unseal,
@@ -132,7 +135,13 @@ class Coordinator:
             unseal(DeviceState, payload, key, topic)
             self._store.register_device(device, key, self._now())
             log.info("registered device=%s with the first key it presented", device)
-        self._store.set_device_state(device, unseal(DeviceState, payload, key, topic), self._now())
+        state = unseal(DeviceState, payload, key, topic)
+        if self._release and state.release > self._release.number:
+            log.warning(
+                "device=%s holds release %d, newer than the newest here (%d): was an old backup restored?",
+                device, state.release, self._release.number,
+            )  # fmt: skip
+        self._store.set_device_state(device, state, self._now())
 
     def _update(self, device: str, key: PublicKey, payload: bytes) -> None:
         update = open_update(payload, key, self._topics, device, self._config.maximum_update_bytes)
@@ -149,7 +158,7 @@ class Coordinator:
             self._counting.current if self._counting else None,
             federation=self._config.federation,
             manifest=self._package.manifest,
-            policy=self._config.training,
+            policy=self._counting.policy if self._counting else self._config.training,
         )
         if isinstance(decision, Accepted) and self._counting and not self._counting.has_room(decision):
             decision = Rejected("refused", "the round has all the weight that it can sum")
@@ -236,17 +245,18 @@ class Coordinator:
                 action.cohort,
                 self._now(),
                 action.deadline,
+                training=asdict(self._config.training),
             )
         )
-        self._start_counting(action.number, frozenset(action.cohort))
+        self._start_counting(action.number, frozenset(action.cohort), self._config.training)
         log.info("opened round=%d with %d devices", action.number, len(action.cohort))
         self._publish_round()
 
-    def _start_counting(self, number: int, cohort: frozenset[str]) -> Counting:
+    def _start_counting(self, number: int, cohort: frozenset[str], policy: TrainingPolicy) -> Counting:
         if self._package is None:
             raise ServerError("a round cannot open without a package")
         current = OpenRound(number, self._newest().sha256, cohort)
-        self._counting = Counting(current, self._package.manifest.parameters)
+        self._counting = Counting(current, self._package.manifest.parameters, policy)
         return self._counting
 
     def _close_round(self, number: int) -> None:
@@ -262,6 +272,8 @@ class Coordinator:
             "closed round=%d release=%d updates=%d sha256=%s",
             number, release.number, release.updates, release.sha256.hex()[:16],
         )  # fmt: skip
+        if isinstance(self._state, rounds.Waiting) and self._state.rounds_done == self._config.round.rounds:
+            log.info("all %d rounds of this package are done", self._state.rounds_done)
         self._publish_release()
 
     def _newest(self) -> ReleaseRecord:
@@ -291,7 +303,9 @@ class Coordinator:
 
     def _resume(self, record: RoundRecord, done: int, manifest: Manifest) -> None:
         cohort = frozenset(record.cohort)
-        counting = self._start_counting(record.number, cohort)
+        # The policy under which the round was opened: a changed configuration holds from the next one on.
+        policy = records.from_named(TrainingPolicy, record.training)
+        counting = self._start_counting(record.number, cohort, policy)
         counted = set()
         for device, envelope, key in self._store.journalled_updates(record.number):
             # What was counted stays counted: with the key of then, whatever became of the device since.
@@ -302,7 +316,7 @@ class Coordinator:
                 counting.current,
                 federation=self._config.federation,
                 manifest=manifest,
-                policy=self._config.training,
+                policy=counting.policy,
             )
             if isinstance(decision, Accepted):
                 counting.add(decision)

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from protocol.messages import adapter_bytes
+from protocol.messages import TrainingPolicy, adapter_bytes
 from server.aggregation import MAX_TOTAL_WEIGHT, WeightedMean
 from server.evaluation import fleet_default
 from server.intake import Accepted, OpenRound
@@ -14,14 +14,16 @@ from server.ledger import ReleaseRecord
 class Counting:
     """Sums the updates of one round; its memory is one vector, however many come."""
 
-    def __init__(self, current: OpenRound, parameters: int) -> None:
+    def __init__(self, current: OpenRound, parameters: int, policy: TrainingPolicy) -> None:
         """Start with nothing.
 
         Args:
             current: the round.
             parameters: length of the adapter vector.
+            policy: that updates of this round are held to.
         """
         self.current = current
+        self.policy = policy
         self._mean = WeightedMean(parameters)
         self._loss_before = 0.0
         self._loss_after = 0.0

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,8 @@ class RoundRecord:
     deadline: float
     closed_at: float | None = None
     outcome: str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the TrainingPolicy that its updates are held to."""
 
 
 class Ledger:

@@ -55,6 +55,7 @@ rounds = Table(
     Column("cohort", JSON, nullable=False),
     Column("opened_at", Float, nullable=False),
     Column("deadline", Float, nullable=False),
+    Column("training", JSON, nullable=False),
     Column("closed_at", Float),
     Column("outcome", String(32)),
 )

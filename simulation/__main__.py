@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("stopped; all programs have ended")
         return 130
     except (SimulationError, ServerError, ProtocolError, OSError) as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False)
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
     return 0
 

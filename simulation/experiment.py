@@ -8,7 +8,8 @@
     RUN/devices/ID/state/      its key, store and feature cache
     RUN/test/ID.npz            windows and labels that no device ever sees
 
-A device whose recordings are bad stays out and is named with the reason; the others go on.
+A bad recording is left out and named with the reason; a device without a good one stays out. All others
+go on.
 """
 
 import json
@@ -102,7 +103,7 @@ def prepare(directory: Path, fleet_directory: Path, settings: Settings) -> Exper
         SimulationError: no device is left that could take part.
     """
     fleet = read_fleet(fleet_directory)
-    for name in ("server", "devices", "test"):
+    for name in ("broker", "server", "devices", "test"):
         shutil.rmtree(directory / name, ignore_errors=True)
         (directory / name).mkdir(parents=True)
     participants: list[Participant] = []

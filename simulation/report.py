@@ -83,7 +83,7 @@ def table(experiment: Experiment, store: Store, results: list[DeviceResult]) -> 
     for name in ("labels", "backbone", "alone", "fleet", "change"):
         out.add_column(name, justify="right", min_width=len(name))
     out.add_column("uses", min_width=8)
-    for name in ("KiB up", "KiB down", "MB RSS"):
+    for name in ("KiB up", "KiB down"):
         out.add_column(name, justify="right")
     for result in results:
         report = reports.get(result.device, {})
@@ -97,7 +97,6 @@ def table(experiment: Experiment, store: Store, results: list[DeviceResult]) -> 
             result.choice,
             f"{report.get('bytes_up', 0) / 1024:.1f}",
             f"{report.get('bytes_down', 0) / 1024:.1f}",
-            f"{report.get('peak_rss_bytes', 0) / 1e6:.0f}",
         )
     accuracy = means(results)
     out.add_section()

@@ -39,7 +39,13 @@ def run(
         SimulationError: a program ended by itself, or nothing happened for a long time.
         ServerError: the broker does not start.
     """
-    parameters = unpack(package.read_bytes(), None).manifest.parameters
+    manifest = unpack(package.read_bytes(), None).manifest
+    if (manifest.schema, manifest.window) != (experiment.fleet.schema, experiment.fleet.window):
+        raise SimulationError(
+            f"{package} does not fit the fleet: "
+            f"expected {experiment.fleet.schema} {experiment.fleet.window}, "
+            f"got {manifest.schema} {manifest.window}"
+        )
     started = time.monotonic()
     with BrokerSupervisor(experiment.directory / "broker", kind=broker_kind) as broker:
         console.print(f"broker: {broker.description}", highlight=False)
@@ -58,7 +64,7 @@ def run(
     store = Store(experiment.server_directory / "data")
     try:
         results = evaluate(experiment)
-        summary = report.summarise(experiment, store, results, parameters, seconds)
+        summary = report.summarise(experiment, store, results, manifest.parameters, seconds)
         report.show(console, experiment, store, results)
         report.write(report_file, experiment, store, results, summary)
         report.plot(plot_file, experiment, store, results)

@@ -142,15 +142,15 @@ def test_the_same_package_pushed_again(trained):
 
 # 9 federation stands still: labels came after the release, the device is in the cohort and never answers
 def test_labels_that_come_after_the_first_release(tmp_path):
-    device = Device(tmp_path / "device")
-    device.announce()
-    device.serve_chunks()
-    first = device.release()
-    write_recording(device.spool / "a.csv", two_levels(20))
-    device.clock.advance(60.0)
-    device.agent.tick()
-    device.open_round(1, first)
-    assert len(device.wire.take(TOPICS.up("pump-1", "update"))) == 1
+    with contextlib.closing(Device(tmp_path / "device")) as device:
+        device.announce()
+        device.serve_chunks()
+        first = device.release()
+        write_recording(device.spool / "a.csv", two_levels(20))
+        device.clock.advance(60.0)
+        device.agent.tick()
+        device.open_round(1, first)
+        assert len(device.wire.take(TOPICS.up("pump-1", "update"))) == 1
 
 
 # 9b the same cause: weight and losses of the update are those of the adoption, not of the training
@@ -190,9 +190,9 @@ def test_an_empty_member():
 def test_an_empty_member_on_a_device(tmp_path):
     members = tiny_members()
     data = repacked(tiny_manifest(members), ADAPTER, b"", members)
-    device = Device(tmp_path / "device")
-    device.announce(data)
-    device.serve_chunks(data)
+    with contextlib.closing(Device(tmp_path / "device")) as device:
+        device.announce(data)
+        device.serve_chunks(data)
 
 
 # 12 KeyError: safetensors of a type that numpy lacks

@@ -79,8 +79,11 @@ class Device:
             traffic=lambda: (11, 22),
         )
 
-    def restart(self) -> None:
+    def close(self) -> None:
         self.store.close()
+
+    def restart(self) -> None:
+        self.close()
         self.wire.published.clear()
         self.start()
 

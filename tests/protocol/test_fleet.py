@@ -37,7 +37,7 @@ def test_a_fleet_is_read_with_defaults() -> None:
     fleet = parse(TEXT)
     assert fleet.name == "pumps"
     assert fleet.schema.sample_rate_hz == 100.0
-    assert fleet.split == Split("time", 0.2, 0.2)
+    assert fleet.split == Split("time", 0.2)
     assert not fleet.simulated
     assert [device.id for device in fleet.of_role("source")] == ["bench.1"]
 
@@ -61,11 +61,7 @@ def test_a_fleet_is_read_with_defaults() -> None:
         ('channels = ["x"]', 'channels = ["label"]', "schema: channels: 'label' is the name of a reserved"),
         ("[window]", '[split]\nby = "shuffle"\n[window]', "split: by: expected one of time, recording"),
         ("[window]", "[split]\ntest = 1.0\n[window]", "split: test: expected a share"),
-        (
-            "[window]",
-            "[split]\ntest = 0.5\nvalidation = 0.5\n[window]",
-            "split: validation + test: expected below",
-        ),
+        ("[window]", "[split]\nvalidation = 0.5\n[window]", "split.validation: unknown key"),
         ("[window]", "[windows]", "windows: unknown key"),
         ("[window]", "[window", "expected TOML"),
         ('name = "pumps"', "devices = []", "devices: unknown key"),
@@ -103,7 +99,7 @@ descriptions = st.builds(
         min_size=1,
         unique_by=lambda device: device.id,
     ).map(tuple),
-    st.builds(Split, st.sampled_from(["time", "recording"]), st.floats(0, 0.49), st.floats(0, 0.49)),
+    st.builds(Split, st.sampled_from(["time", "recording"]), st.floats(0, 0.99)),
     texts,
     texts,
     st.booleans(),

@@ -26,13 +26,13 @@ def counts(recordings: list[Recording], window: WindowSpec) -> list[int]:
 
 
 def test_by_time_the_last_share_of_each_recording_is_test() -> None:
-    division = divide([recording([0] * 10), recording([1] * 5, "s.csv", 100)], Split("time", 0.2, 0.2))
+    division = divide([recording([0] * 10), recording([1] * 5, "s.csv", 100)], Split("time", 0.2))
     assert [part.samples[:, 0].tolist() for part in division.test] == [[8, 9], [104]]
     assert [part.name for part in division.development] == ["r-00000000.csv", "s-00000000.csv"]
 
 
 def test_by_time_a_class_that_would_be_wholly_in_one_part_divides_every_run() -> None:
-    division = divide([recording([0] * 10 + [1] * 10)], Split("time", 0.2, 0.2))
+    division = divide([recording([0] * 10 + [1] * 10)], Split("time", 0.2))
     assert [part.samples[:, 0].tolist() for part in division.test] == [[8, 9], [18, 19]]
     assert [part.name for part in division.development] == ["r-00000000.csv", "r-00000010.csv"]
     assert [set(part.labels.tolist()) for part in division.development] == [{0}, {1}]
@@ -40,14 +40,14 @@ def test_by_time_a_class_that_would_be_wholly_in_one_part_divides_every_run() ->
 
 def test_by_recording_every_class_gets_test_data_where_it_can() -> None:
     recordings = [recording([label] * 4, f"{label}-{take}.csv") for label in (0, 1) for take in (1, 2)]
-    division = divide([*recordings, recording([2], "only.csv")], Split("recording", 0.2, 0.2))
+    division = divide([*recordings, recording([2], "only.csv")], Split("recording", 0.2))
     assert [part.name for part in division.test] == ["0-2.csv", "1-2.csv"]
     assert "only.csv" in [part.name for part in division.development]
 
 
 def test_by_recording_the_last_share_by_name_is_test() -> None:
     recordings = [recording([0, 1], f"{take:02d}.csv") for take in reversed(range(10))]
-    division = divide(recordings, Split("recording", 0.2, 0.2))
+    division = divide(recordings, Split("recording", 0.2))
     assert [part.name for part in division.test] == ["08.csv", "09.csv"]
     assert len(division.development) == 8
 
@@ -55,7 +55,7 @@ def test_by_recording_the_last_share_by_name_is_test() -> None:
 @pytest.mark.parametrize("by", ["time", "recording"])
 def test_without_a_test_share_everything_is_development(by: str) -> None:
     recordings = [recording([0, 1]), recording([0, 1], "s.csv")]
-    division = divide(recordings, Split(by, 0.2, 0.0))
+    division = divide(recordings, Split(by, 0.0))
     assert list(division.development) == recordings
     assert division.test == ()
 
@@ -66,7 +66,7 @@ labels_of_recordings = st.lists(st.lists(st.integers(-1, 2), min_size=1, max_siz
 @given(labels_of_recordings, st.sampled_from(["time", "recording"]), st.floats(0.05, 0.9))
 def test_no_row_is_in_both_parts_and_none_is_lost(all_labels: list[list[int]], by: str, share: float) -> None:
     recordings = [recording(labels, f"{i}.csv", i * 1000) for i, labels in enumerate(all_labels)]
-    division = divide(recordings, Split(by, 0.05, share))
+    division = divide(recordings, Split(by, share))
     rows = [row for part in (*division.development, *division.test) for row in part.samples[:, 0].tolist()]
     assert len(rows) == len(set(rows)) == sum(map(len, all_labels))
     for part in division.development:
