@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from agent.config import AgentConfig, load
 from agent.errors import AgentError
 from protocol.errors import ProtocolError
+from runtime.command_line import make_parser
 from runtime.errors import SetupError
 
 
@@ -32,24 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("graftwork-agent", description=__doc__)
-    # Also behind the command, where people put them; absent there, the ones before it hold.
-    shared = argparse.ArgumentParser(add_help=False)
-    for target, path, verbose in (
-        (parser, Path("agent.toml"), False),
-        (shared, argparse.SUPPRESS, argparse.SUPPRESS),
-    ):
-        target.add_argument(
-            "--config", type=Path, default=path, help="configuration file (default: agent.toml)"
-        )
-        target.add_argument("--verbose", action="store_true", default=verbose, help="log every detail")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, function: Any, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text, parents=[shared])
-        command.set_defaults(command=function)
-        return command
-
+    parser, add = make_parser("graftwork-agent", __doc__, "agent.toml")
     add("run", _run, "take part in the federation until stopped")
     status = add("status", _status, "show what the device holds: package, release, gate, outbox")
     status.add_argument("--json", action="store_true", help="print JSON")

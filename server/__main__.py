@@ -20,6 +20,7 @@ from protocol.errors import ProtocolError, SignatureError
 from protocol.package import ModelPackage, unpack
 from protocol.signing import PublicKey
 from protocol.topics import check_name
+from runtime.command_line import make_parser
 from runtime.errors import SetupError
 from runtime.keys import load_or_make
 from server import daemon
@@ -48,24 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("graftwork-server", description=__doc__)
-    # Also behind the command, where people put them; absent there, the ones before it hold.
-    shared = argparse.ArgumentParser(add_help=False)
-    for target, path, verbose in (
-        (parser, Path("server.toml"), False),
-        (shared, argparse.SUPPRESS, argparse.SUPPRESS),
-    ):
-        target.add_argument(
-            "--config", type=Path, default=path, help="configuration file (default: server.toml)"
-        )
-        target.add_argument("--verbose", action="store_true", default=verbose, help="log every detail")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, function: Any, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text, parents=[shared])
-        command.set_defaults(command=function)
-        return command
-
+    parser, add = make_parser("graftwork-server", __doc__, "server.toml")
     add("run", _run, "serve the federation until stopped")
     add("key", _key, "print the server's public key, which devices must trust")
     push = add("push", _push, "check a model package and send it to the federation")

@@ -62,7 +62,7 @@ def _devices(devices: list[dict[str, Any]], reports: dict[str, dict[str, Any]]) 
             "[green]online[/green]" if device["online"] else "[dim]offline[/dim]",
             str(device["release"]) if device["release"] >= 0 else "-",
             str(device["labelled_windows"]),
-            report["choice"] if report else "training",
+            report["choice"] if report else "-",
             f"{report['gain']:+.3f}" if report else "",
         )
     if len(devices) > MOST_ROWS:

@@ -1,0 +1,67 @@
+"""The main loop of a program on the link: events in, acknowledgements out, time by the tick."""
+
+import logging
+import queue
+import signal
+import threading
+import time
+from typing import Protocol
+
+from runtime.link import Connected, Disconnected, Link, Received
+
+log = logging.getLogger(__name__)
+
+
+class Program(Protocol):
+    """What the loop drives; all its work happens in the loop's thread."""
+
+    def connected(self) -> None:
+        """The link is up."""
+
+    def handle(self, topic: str, payload: bytes) -> None:
+        """A message came; when this returns, its effect is on disk."""
+
+    def tick(self) -> None:
+        """Time passed."""
+
+    def will(self) -> tuple[str, bytes]:
+        """Topic and message of going away."""
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that SIGINT and SIGTERM set."""
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    return stopping
+
+
+def serve(program: Program, link: Link, stopping: threading.Event, *, tick_seconds: float) -> None:
+    """Start the link, drive the program until `stopping` is set, and say goodbye."""
+    link.set_will(*program.will())
+    link.start()
+    try:
+        _drive(program, link, stopping, tick_seconds)
+    finally:
+        link.publish(*program.will(), retain=True)
+        link.stop()
+
+
+def _drive(program: Program, link: Link, stopping: threading.Event, tick_seconds: float) -> None:
+    next_tick = time.monotonic()
+    while not stopping.is_set():
+        try:
+            event = link.events.get(timeout=max(0.0, next_tick - time.monotonic()))
+        except queue.Empty:
+            event = None
+        if isinstance(event, Connected):
+            log.info("connected with MQTT %s", event.mqtt_version)
+            program.connected()
+        elif isinstance(event, Disconnected):
+            log.warning("disconnected: %s", event.reason)
+        elif isinstance(event, Received):
+            program.handle(event.topic, event.payload)
+            link.acknowledge(event)  # after the commit: a message is lost nowhere in between
+        if time.monotonic() >= next_tick:
+            program.tick()
+            next_tick = time.monotonic() + tick_seconds
