@@ -40,7 +40,7 @@ lint: $(VENV)/installed  ## formatting, style, types, import rules, spelling
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/codespell --ignore-words-list sise --skip '*.zip,./.venv*,./runs,./.git,*_cache,./.hypothesis' .
+	$(VENV)/bin/codespell
 
 format: $(VENV)/installed  ## put the code into shape
 	$(VENV)/bin/ruff format .
