@@ -1,5 +1,6 @@
 """Runs an experiment: a real broker, a real server and real agents as processes, then the test."""
 
+import importlib.util
 import subprocess
 import sys
 import time
@@ -108,11 +109,12 @@ def pretrain(fleet_directory: Path, package: Path, seed: int, arguments: list[st
     Raises:
         SimulationError: it is not installed, or fails.
     """
+    if importlib.util.find_spec("torch") is None:
+        raise SimulationError(
+            "pre-training needs the models extra: pip install '.[models]', or name a ready package with --package"
+        )
     console.print("pre-training a backbone on the source devices")
     command = [sys.executable, "-m", "models", "pretrain", str(fleet_directory), "--output", str(package)]
     result = subprocess.run([*command, "--seed", str(seed), *arguments], check=False)  # noqa: S603
     if result.returncode:
-        raise SimulationError(
-            "pre-training failed (see above); it needs the models extra: pip install '.[models]', "
-            "or give a ready package with --package"
-        )
+        raise SimulationError("pre-training failed, see above")
