@@ -111,7 +111,8 @@ def pretrain(fleet_directory: Path, package: Path, seed: int, arguments: list[st
     """
     if importlib.util.find_spec("torch") is None:
         raise SimulationError(
-            "pre-training needs the models extra: pip install '.[models]', or name a ready package with --package"
+            "pre-training needs the models extra: pip install '.[models]', "
+            "or name a ready package with --package"
         )
     console.print("pre-training a backbone on the source devices")
     command = [sys.executable, "-m", "models", "pretrain", str(fleet_directory), "--output", str(package)]
