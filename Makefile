@@ -60,11 +60,13 @@ mosquitto:
 	echo "mosquitto is not installed: the tests that need it are skipped (Debian: apt install mosquitto)"
 
 $(DEMO_VENV)/installed: pyproject.toml
+	@echo "setting up the demo's environment in $(DEMO_VENV); takes a minute, once" >&2
 	@$(call make_environment,$(DEMO_VENV))
 	$(DEMO_VENV)/bin/python -m pip install --quiet --editable '.[simulation]'
 	@touch $@
 
 $(VENV)/installed: pyproject.toml
+	@echo "setting up the environment in $(VENV), with torch; takes minutes, once" >&2
 	@$(call make_environment,$(VENV))
 	$(VENV)/bin/python -m pip install --quiet --editable '.[simulation,models]' --group test --group lint
 	@touch $@
