@@ -9,11 +9,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from agent.config import AgentConfig, load
+from agent.config import KEY_FILE, STORE_FILE, AgentConfig, load
 from agent.errors import AgentError
+from agent.installation import Installation
+from agent.sources import Source, recordings_in
+from agent.store import Store
 from protocol.errors import ProtocolError
 from runtime.command_line import make_parser
 from runtime.errors import SetupError
+from runtime.keys import load_or_make
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,9 +53,6 @@ def _run(_options: argparse.Namespace, config: AgentConfig) -> int:
 
 
 def _status(options: argparse.Namespace, config: AgentConfig) -> int:
-    from agent.daemon import STORE_FILE  # noqa: PLC0415
-    from agent.store import Store  # noqa: PLC0415
-
     path = Path(config.state_directory) / STORE_FILE
     if not path.exists():
         raise AgentError(f"{path}: the agent has not run yet")
@@ -79,9 +80,6 @@ def _status(options: argparse.Namespace, config: AgentConfig) -> int:
 
 
 def _check_config(_options: argparse.Namespace, config: AgentConfig) -> int:
-    from agent.daemon import KEY_FILE  # noqa: PLC0415
-    from runtime.keys import load_or_make  # noqa: PLC0415
-
     key = load_or_make(Path(config.state_directory) / KEY_FILE)
     directory = Path(config.source.directory)
     if not directory.is_dir():
@@ -94,11 +92,6 @@ def _check_config(_options: argparse.Namespace, config: AgentConfig) -> int:
 
 def _check_recordings(config: AgentConfig) -> int:
     """Read every recording once, when a package that says what they hold is installed."""
-    from agent.daemon import STORE_FILE  # noqa: PLC0415
-    from agent.installation import Installation  # noqa: PLC0415
-    from agent.sources import Source, recordings_in  # noqa: PLC0415
-    from agent.store import Store  # noqa: PLC0415
-
     directory, state = Path(config.source.directory), Path(config.state_directory)
     print(f"recordings     {len(recordings_in(directory))} in {directory}")
     package = b""
@@ -112,17 +105,17 @@ def _check_recordings(config: AgentConfig) -> int:
     # A replay uncovers its recordings with time; all of them are checked now.
     source = Source(replace(config.source, kind="spool"), lambda: 0.0)
     logging.disable(logging.ERROR)  # each problem is printed once, below
-    for listing in source.list(schema):
-        source.read(listing.path, schema)
+    try:
+        for listing in source.list(schema):
+            source.read(listing.path, schema)
+    finally:
+        logging.disable(logging.NOTSET)
     for problem in source.problems.values():
         print(f"error: {problem}", file=sys.stderr)
     return 1 if source.problems else 0
 
 
 def _key(_options: argparse.Namespace, config: AgentConfig) -> int:
-    from agent.daemon import KEY_FILE  # noqa: PLC0415
-    from runtime.keys import load_or_make  # noqa: PLC0415
-
     print(load_or_make(Path(config.state_directory) / KEY_FILE).public.raw.hex())
     return 0
 

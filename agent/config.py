@@ -7,6 +7,9 @@ from protocol.topics import check_name
 from runtime import configuration
 from runtime.link import BrokerConfig
 
+KEY_FILE = "device.key"
+STORE_FILE = "agent.sqlite"
+"""In the state directory."""
 SOURCES = ("spool", "replay")
 
 

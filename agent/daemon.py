@@ -4,7 +4,7 @@ import logging
 import time
 from pathlib import Path
 
-from agent.config import AgentConfig
+from agent.config import KEY_FILE, STORE_FILE, AgentConfig
 from agent.device import DeviceAgent
 from agent.store import Store
 from runtime.keys import load_or_make
@@ -14,8 +14,6 @@ from runtime.loop import serve, stop_on_signals
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.5
-KEY_FILE = "device.key"
-STORE_FILE = "agent.sqlite"
 
 
 def run(config: AgentConfig) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agent.daemon import STORE_FILE
+from agent.config import STORE_FILE
 from agent.installation import Installation
 from agent.onnxruntime_engine import OnnxruntimeEngine
 from agent.store import Store

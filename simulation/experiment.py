@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agent.daemon import KEY_FILE
+from agent.config import KEY_FILE
 from protocol.fleet import Device, FleetDescription
 from protocol.messages import TrainingPolicy
 from protocol.windows import concatenate, cut

@@ -10,8 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from agent.config import AgentConfig, SourceConfig
-from agent.daemon import STORE_FILE
+from agent.config import STORE_FILE, AgentConfig, SourceConfig
 from agent.device import DeviceAgent, MakeEngine, onnxruntime_engine
 from agent.store import Store as AgentStore
 from protocol.messages import TrainingPolicy

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from agent.daemon import KEY_FILE
+from agent.config import KEY_FILE
 from runtime.keys import load_or_make
 from server.store import Store
 from simulation.errors import SimulationError

@@ -19,7 +19,7 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from agent.daemon import KEY_FILE
+from agent.config import KEY_FILE
 from protocol.messages import TrainingPolicy
 from protocol.signing import PrivateKey
 from protocol.topics import Topics

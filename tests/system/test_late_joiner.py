@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.daemon import STORE_FILE
+from agent.config import STORE_FILE
 from agent.store import Store
 from tests.system.plant import PACKAGE, Plant, needs_mosquitto, until
 
