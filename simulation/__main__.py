@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING)
     # What a person reads goes to standard error, so that standard output is one JSON object.
     console = Console(stderr=True)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal stops everything, like Ctrl-C
+        signal.signal(number, signal.default_int_handler)
     try:
         options.command(options, console)
     except KeyboardInterrupt:
