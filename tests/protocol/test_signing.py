@@ -3,6 +3,7 @@
 import cbor2
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cwt import COSE, COSEKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,6 +51,15 @@ def test_an_envelope_written_by_hand_is_verified() -> None:
     signature = Ed25519PrivateKey.from_private_bytes(KEY.raw).sign(to_be_signed(protected, b"p", CONTEXT))
     envelope = cbor2.dumps(cbor2.CBORTag(18, [protected, {}, b"p", signature]))
     assert verify(envelope, KEY.public, CONTEXT, limit=LIMIT) == b"p"
+
+
+def test_a_general_cose_library_reads_the_envelope_and_writes_the_same_bytes() -> None:
+    public = COSEKey.new({1: 1, 3: -8, -1: 6, -2: KEY.public.raw})
+    private = COSEKey.new({1: 1, 3: -8, -1: 6, -2: KEY.public.raw, -4: KEY.raw})
+    for payload in (b"", b"payload", bytes(70_000)):
+        envelope = sign(payload, KEY, CONTEXT)
+        assert COSE.new().decode(envelope, public, external_aad=CONTEXT) == payload
+        assert COSE.new(alg_auto_inclusion=True).encode(payload, private, external_aad=CONTEXT) == envelope
 
 
 def test_the_same_payload_has_the_same_envelope() -> None:
