@@ -30,7 +30,24 @@ test: $(VENV)/installed mosquitto  ## every test
 
 bench: $(VENV)/installed mosquitto  ## the published figures; the real data sets are in $$GRAFTWORK_DATA
 	$(VENV)/bin/python -m benchmarks.codec
+	$(VENV)/bin/python -m benchmarks.install
+	$(VENV)/bin/python -m benchmarks.engines --plot runs/benchmarks/engines.png
+	$(VENV)/bin/python -m benchmarks.vs_flower --plot runs/benchmarks/vs_flower.png
 	$(VENV)/bin/python -m benchmarks.fleets
+
+.PHONY: bench-engines bench-flower bench-install
+bench-engines: $(VENV)/installed  ## the agent's training against PyTorch
+	$(VENV)/bin/python -m benchmarks.engines --plot runs/benchmarks/engines.png
+
+bench-flower: $(VENV)/installed mosquitto  ## a federation against Flower, which gets an environment of its own
+	$(VENV)/bin/python -m benchmarks.vs_flower --plot runs/benchmarks/vs_flower.png
+
+bench-install: $(VENV)/installed  ## what a device has to install
+	$(VENV)/bin/python -m benchmarks.install
+
+.PHONY: test-engines
+test-engines: $(VENV)/installed  ## the contract of every training engine, each in an environment of its own
+	$(VENV)/bin/python -m tests.engines.environments
 
 test-system: $(VENV)/installed mosquitto  ## only the tests with real processes and a real broker
 	$(VENV)/bin/python -m pytest -m system
@@ -72,7 +89,7 @@ $(VENV)/installed: pyproject.toml
 	@touch $@
 
 clean:  ## remove environments and runs
-	rm -rf $(VENV) $(DEMO_VENV) runs
+	rm -rf $(VENV) $(DEMO_VENV) .venv-engine-* .venv-peers runs
 
 define make_environment
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

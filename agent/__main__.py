@@ -15,6 +15,7 @@ from agent.installation import Installation
 from agent.sources import Source, recordings_in
 from agent.store import Store
 from protocol.errors import ProtocolError
+from runtime import memory
 from runtime.command_line import make_parser
 from runtime.errors import SetupError
 from runtime.keys import load_or_make
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(_options: argparse.Namespace, config: AgentConfig) -> int:
+    memory.use_one_heap()  # before the libraries take theirs
     from agent import daemon  # noqa: PLC0415 - the other commands need no engine
 
     daemon.run(config)
@@ -70,6 +72,8 @@ def _status(options: argparse.Namespace, config: AgentConfig) -> int:
             "training_windows": store.number("windows", 0),
             "newest_round_answered": state.answered or None,
             "updates_without_receipt": len(outbox),
+            "training_progress": float(store.text("progress") or 0) or None,
+            "training_paused": store.text("paused") or None,
         }
     if options.json:
         print(json.dumps(facts))
@@ -106,10 +110,13 @@ def _check_recordings(config: AgentConfig) -> int:
     source = Source(replace(config.source, kind="spool"), lambda: 0.0)
     logging.disable(logging.ERROR)  # each problem is printed once, below
     try:
-        for listing in source.list(schema):
+        listings = list(source.list(schema))
+        for listing in listings:
             source.read(listing.path, schema)
     finally:
         logging.disable(logging.NOTSET)
+    if schema.of_images:
+        print(f"pictures       {len(listings)} in {directory}")
     for problem in source.problems.values():
         print(f"error: {problem}", file=sys.stderr)
     return 1 if source.problems else 0

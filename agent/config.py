@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from protocol.package import ENGINES
 from protocol.topics import check_name
 from runtime import configuration
 from runtime.link import BrokerConfig
@@ -11,6 +12,9 @@ KEY_FILE = "device.key"
 STORE_FILE = "agent.sqlite"
 """In the state directory."""
 SOURCES = ("spool", "replay")
+AUTO = "auto"
+ENGINE_NAMES = (AUTO, *ENGINES)
+PROVIDER_NAMES = ("tensorrt", "cuda", "cpu")
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,19 @@ class LimitsConfig:
     feature_cache_bytes: int = 256 * 1024 * 1024
     """On disk; the newest recordings stay."""
     training_windows: int = 20_000
-    """Most labelled windows held in memory; the newest stay."""
+    """Most labelled windows held in memory; the newest of every class stay."""
+    replay_windows: int = 64
+    """Windows of each class that the replay buffer keeps of recordings that are gone."""
+    nice: int = 10
+    """Niceness of the agent: 0 competes with everything else on the device, 19 takes what is left over."""
+    cpu_share: float = 1.0
+    """Share of one CPU that training takes at most, averaged over seconds."""
+    memory_bytes: int = 0
+    """Resident memory above which training waits, and to which the windows held are fitted; 0: no ceiling."""
+    maximum_celsius: float = 85.0
+    """Hottest sensor of the board above which training waits."""
+    minimum_battery: float = 0.3
+    """Charge below which training waits while the device runs on its battery; 0: never."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= 256:
@@ -50,6 +66,39 @@ class LimitsConfig:
             raise ValueError(f"feature_cache_bytes: expected at least 1 MiB, got {self.feature_cache_bytes}")
         if self.training_windows < 16:
             raise ValueError(f"training_windows: expected at least 16, got {self.training_windows}")
+        if not 0 <= self.replay_windows <= 100_000:
+            raise ValueError(f"replay_windows: expected 0 to 100,000, got {self.replay_windows}")
+        if not 0 <= self.nice <= 19:
+            raise ValueError(f"nice: expected 0 to 19, got {self.nice}")
+        if not 0.01 <= self.cpu_share <= 1:
+            raise ValueError(f"cpu_share: expected 0.01 to 1, got {self.cpu_share}")
+        if self.memory_bytes and self.memory_bytes < 32 << 20:
+            raise ValueError(f"memory_bytes: expected 0 or at least 32 MiB, got {self.memory_bytes}")
+        if not 20 <= self.maximum_celsius <= 150:
+            raise ValueError(f"maximum_celsius: expected 20 to 150, got {self.maximum_celsius}")
+        if not 0 <= self.minimum_battery <= 0.95:
+            raise ValueError(f"minimum_battery: expected 0 to 0.95, got {self.minimum_battery}")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What computes features and gradients on the device."""
+
+    name: str = AUTO
+    """One of ENGINE_NAMES; "auto": the first that the package is for and that is installed."""
+    providers: tuple[str, ...] = ()
+    """Of the engine onnxruntime: "tensorrt", "cuda", "cpu"; empty: all that it was built with."""
+    gpu_memory_bytes: int = 1 << 30
+    """Most that onnxruntime takes of a GPU, per graph."""
+
+    def __post_init__(self) -> None:
+        if self.name not in ENGINE_NAMES:
+            raise ValueError(f"name: expected one of {', '.join(ENGINE_NAMES)}, got {self.name!r}")
+        odd = set(self.providers) - set(PROVIDER_NAMES)
+        if odd:
+            raise ValueError(f"providers: expected some of {', '.join(PROVIDER_NAMES)}, got {min(odd)!r}")
+        if self.gpu_memory_bytes < 1 << 24:
+            raise ValueError(f"gpu_memory_bytes: expected at least 16 MiB, got {self.gpu_memory_bytes}")
 
 
 @dataclass(frozen=True)
@@ -70,6 +119,7 @@ class AgentConfig:
     """Of the order of training windows."""
     broker: BrokerConfig = field(default_factory=BrokerConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
         check_name(self.device)

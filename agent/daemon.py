@@ -1,12 +1,14 @@
 """Runs a device agent on a real link."""
 
 import logging
+import os
 import time
 from pathlib import Path
 
 from agent.config import KEY_FILE, STORE_FILE, AgentConfig
 from agent.device import DeviceAgent
 from agent.store import Store
+from runtime import memory
 from runtime.keys import load_or_make
 from runtime.link import Link
 from runtime.loop import serve, stop_on_signals
@@ -18,6 +20,9 @@ TICK_SECONDS = 0.5
 
 def run(config: AgentConfig) -> None:
     """Take part until SIGINT or SIGTERM."""
+    _yield_to_others(config.limits.nice)
+    # Importing touched far more of the libraries than running will.
+    memory.release_start_up()
     directory = Path(config.state_directory)
     key = load_or_make(directory / KEY_FILE)
     store = Store(directory / STORE_FILE)
@@ -40,3 +45,11 @@ def run(config: AgentConfig) -> None:
         serve(agent, link, stopping, tick_seconds=TICK_SECONDS)
     finally:
         store.close()
+
+
+def _yield_to_others(nice: int) -> None:
+    """Take the configured niceness, or keep a higher one that a service manager gave."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
+    except OSError as error:
+        log.warning("limits.nice: the system does not let this process be nice %d: %s", nice, error)

@@ -61,3 +61,23 @@ def split(data: Labelled, holdout_fraction: float, window_length: int) -> tuple[
         near = np.minimum(np.abs(data.start - before), np.abs(data.start - after)) < window_length
         overlapping |= same & near
     return data.take(np.flatnonzero(~held & ~overlapping)), data.take(np.flatnonzero(held))
+
+
+def newest(labels: NDArray[np.int64], maximum: int) -> NDArray[np.int64]:
+    """Choose at most `maximum` windows, in order: the newest of every class, rare classes before common ones.
+
+    Args:
+        labels: int64 [n], in the order of recording.
+        maximum: how many to choose.
+    """
+    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    # Classes share the room alike; what a rare one leaves over goes to the others.
+    quota, room = np.zeros(len(counts), np.int64), maximum
+    for rank, label in enumerate(np.argsort(counts, kind="stable")):
+        quota[label] = min(counts[label], room // (len(counts) - rank))
+        room -= quota[label]
+    seen_later = np.zeros(len(labels), np.int64)
+    for label in range(len(counts)):
+        members = np.flatnonzero(inverse == label)
+        seen_later[members] = np.arange(len(members))[::-1]
+    return np.flatnonzero(seen_later < quota[inverse])

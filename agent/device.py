@@ -7,23 +7,27 @@ link, the clock and the main loop are not handled here.
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from agent import participant
 from agent.config import AgentConfig
 from agent.engine import Engine, Floats
+from agent.engines import open_engine
 from agent.errors import AgentError
 from agent.features import FeatureCache
 from agent.fetching import Fetching
 from agent.installation import Installation
-from agent.learner import Learner, Trained
-from agent.onnxruntime_engine import OnnxruntimeEngine
+from agent.learner import Learned, Learner, Material, Trained
+from agent.learning import Learning
+from agent.reconstruction import Reconstruction
 from agent.reporting import report_message, state_message
+from agent.resources import Resources
 from agent.sources import Source
 from agent.store import Store
 from agent.update import make_update
+from agent.work import Job, Work
 from protocol.errors import ProtocolError
 from protocol.messages import (
     Announcement,
@@ -32,7 +36,6 @@ from protocol.messages import (
     Release,
     Round,
     TrainingPolicy,
-    release_adapter,
     seal,
     unseal,
 )
@@ -47,12 +50,12 @@ SOURCE_SECONDS = 10.0
 """How often the source is looked at for new recordings."""
 
 Publish = Callable[[str, bytes, bool], bool]
-MakeEngine = Callable[[Path, Manifest, int], Engine]
+MakeEngine = Callable[[Path, Manifest, AgentConfig], Engine]
 
 
-def onnxruntime_engine(directory: Path, manifest: Manifest, threads: int) -> Engine:
-    """The default engine."""
-    return OnnxruntimeEngine(directory, manifest, threads=threads)
+def configured_engine(directory: Path, manifest: Manifest, config: AgentConfig) -> Engine:
+    """The engine that the owner chose, or the first that the package and the device have."""
+    return open_engine(directory, manifest, config.engine, threads=config.limits.threads)
 
 
 class DeviceAgent:
@@ -66,8 +69,9 @@ class DeviceAgent:
         publish: Publish,
         now: Callable[[], float],
         *,
-        make_engine: MakeEngine = onnxruntime_engine,
+        make_engine: MakeEngine = configured_engine,
         traffic: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        resources: Resources | None = None,
     ) -> None:
         """Go on from what the store holds.
 
@@ -79,6 +83,7 @@ class DeviceAgent:
             now: Unix seconds.
             make_engine: opens an installed package.
             traffic: bytes (up, down) so far, for the report.
+            resources: what training may take; by default what the configuration says.
         """
         self._config = config
         self._store = store
@@ -93,9 +98,12 @@ class DeviceAgent:
             Path(config.state_directory) / "packages", [PublicKey.from_hex(k) for k in config.publishers]
         )
         self._fetching = Fetching(self._installation)
+        self._reconstruction = Reconstruction(store, Path(config.state_directory) / "keyframes")
         self._source = Source(config.source, now)
         self._session = store.next_session(int(now() * 1000))
         self._state = store.state()
+        self._resources = resources or Resources(config.limits, now)
+        self._work = Work(store, self._resources, now)
         self._learner: Learner | None = None
         self._resend_at = 0.0
         self._look_at = 0.0
@@ -116,6 +124,7 @@ class DeviceAgent:
     def connected(self) -> None:
         """Say what the device runs, and send again what has no receipt."""
         self._fetching.link_broke()
+        self._reconstruction.link_broke()
         self._publish_state()
         self._publish_report()
         self._resend()
@@ -139,8 +148,12 @@ class DeviceAgent:
         except AgentError as error:  # e.g. a model that the engine refuses: the agent stays reachable
             log.error("could not follow a message on %s: %s", topic, error)
 
-    def tick(self) -> None:
-        """Ask for missing chunks, look for new recordings, send again what has no receipt."""
+    def tick(self) -> float | None:
+        """Ask for missing chunks, look for new recordings, send again what has no receipt, and train.
+
+        Returns:
+            Seconds until training wants to go on; None when there is nothing to train.
+        """
         now = self._now()
         self._request_chunks()
         if now >= self._look_at and self._learner:
@@ -148,6 +161,7 @@ class DeviceAgent:
             self._look()
         if now >= self._resend_at:
             self._resend()
+        return self._work.go_on()
 
     # Messages
 
@@ -174,6 +188,9 @@ class DeviceAgent:
     def _on_chunk(self, chunk: Chunk) -> None:
         self._fetching.receive(chunk)
         self._install()
+        complete = self._reconstruction.receive(chunk)
+        if complete:
+            self._on_release(complete)
         self._request_chunks()
 
     # Actions of the state machine
@@ -184,7 +201,7 @@ class DeviceAgent:
             if isinstance(action, participant.FetchPackage):
                 self._fetch(action.announcement)
             elif isinstance(action, participant.AdoptRelease):
-                self._adopt(action.release)
+                self._take(action.release)
             elif isinstance(action, participant.AnswerRound):
                 self._answer(action.round)
             elif isinstance(action, participant.KeepPackage):
@@ -213,36 +230,63 @@ class DeviceAgent:
         self._look()
 
     def _open_package(self, policy: TrainingPolicy) -> None:
+        self._work.drop()
         package = self._store.state().package
         manifest, directory = self._installation.manifest(package), self._installation.path(package)
         cache = FeatureCache(
             Path(self._config.state_directory) / "features",
             manifest,
             limit_bytes=self._config.limits.feature_cache_bytes,
+            replay_windows=self._config.limits.replay_windows,
         )
         self._learner = Learner(
-            self._make_engine(directory, manifest, self._config.limits.threads),
+            self._make_engine(directory, manifest, self._config),
             manifest,
             self._source,
             cache,
             policy=policy,
-            maximum_windows=self._config.limits.training_windows,
+            maximum_windows=lambda: self._resources.most_windows(manifest.feature_size),
             seed=f"{self._config.seed} {self._config.device} ".encode(),
         )
 
-    def _adopt(self, release: Release) -> None:
+    def _take(self, release: Release) -> None:
+        """Adopt a release once its adapter is here; its keyframe may have to be pulled first."""
+        adapter = self._reconstruction.adapter(release, self._require_learner().manifest)
+        if adapter is None:
+            self._request_chunks()
+        else:
+            self._adopt(release, adapter)
+
+    def _adopt(self, release: Release, adapter: Floats) -> None:
         learner = self._require_learner()
-        adapter = release_adapter(release, learner.manifest.parameters)
         local, initial = self._store.adapter("local"), self._store.adapter("initial")
         if local is None or initial is None:
             raise AgentError("the store lost its adapters; remove the state directory")
-        learned = learner.learn(release.adapter_sha256, adapter, local, initial, release.default)
+        starts = {"local": local, "personal": adapter}
+        found: list[Material] = []
+
+        def begin() -> Learning:
+            found.append(learner.material())
+            return learner.begin(release.adapter_sha256, starts, found[0])
+
+        def finish(learned: Mapping[str, Floats]) -> None:
+            material = found[0]
+            self._adopted(
+                release, material, learner.conclude(learned, material, adapter, initial, release.default)
+            )
+
+        self._work.take(Job(f"release {release.number}", begin, finish))
+        self._work.go_on()
+
+    def _adopted(self, release: Release, material: Material, learned: Learned) -> None:
         facts = {
-            "fingerprint": learned.personal.fingerprint,
+            "fingerprint": material.fingerprint,
             "windows": str(learned.personal.windows),
             "loss_before": repr(learned.personal.loss_before),
             "loss_after": repr(learned.personal.loss_after),
-            "holdout_windows": str(learned.holdout_windows),
+            "labelled_windows": str(material.labelled_windows),
+            "unlabelled_windows": str(material.unlabelled_windows),
+            "holdout_windows": str(len(material.holdout)),
             "gain": repr(learned.decision.gain),
             "personal_gain": repr(learned.personal_gain),
         }
@@ -251,17 +295,48 @@ class DeviceAgent:
         )
         log.info(
             "release=%d windows=%d held_out=%d uses=%s gain=%.3f",
-            release.number, learned.personal.windows, learned.holdout_windows,
+            release.number, learned.personal.windows, len(material.holdout),
             learned.decision.choice, learned.decision.gain,
         )  # fmt: skip
         self._step(participant.on_adopted(self._state, release))
         self._publish_report()
-        self._look()
+        self._labelled = learned.personal.windows
         self._publish_state()
 
     def _answer(self, current: Round) -> None:
+        """Answer with what was trained from the release; trained anew when labels came or went since."""
+        name = f"round {current.number}"
+        if self._work.holds(name):
+            return
         learner = self._require_learner()
-        base, trained = self._trained(learner, current.base)
+        base, personal = self._store.adapter("global"), self._store.adapter("personal")
+        if base is None or personal is None:
+            raise AgentError("the store lost its adapters; remove the state directory")
+        material = learner.material()
+        if material.fingerprint == self._store.text("fingerprint") or not self._work.idle:
+            self._send_update(
+                current,
+                base,
+                Trained(
+                    personal,
+                    self._store.number("windows", 0),
+                    float(self._store.text("loss_before")),
+                    float(self._store.text("loss_after")),
+                ),
+            )
+            return
+
+        def begin() -> Learning:
+            return learner.begin(current.base, {"personal": base}, material)
+
+        def finish(learned: Mapping[str, Floats]) -> None:
+            self._send_update(current, base, learner.assess(learned["personal"], material, base))
+
+        self._work.take(Job(name, begin, finish))
+        self._work.go_on()
+
+    def _send_update(self, current: Round, base: Floats, trained: Trained) -> None:
+        learner = self._require_learner()
         if not trained.windows:
             log.warning("round=%d is not answered: no labelled windows to train on", current.number)
             return
@@ -284,22 +359,6 @@ class DeviceAgent:
         self._step(participant.on_answered(self._state, current.number))
         log.info("round=%d update=%d bytes", current.number, len(envelope))
         self._publish(self._topics.up(self._config.device, "update"), envelope, False)
-
-    def _trained(self, learner: Learner, name: bytes) -> tuple[Floats, Trained]:
-        """The release's adapter and the one trained from it; trained anew when labels came or went since."""
-        base, personal = self._store.adapter("global"), self._store.adapter("personal")
-        if base is None or personal is None:
-            raise AgentError("the store lost its adapters; remove the state directory")
-        fingerprint = self._store.text("fingerprint")
-        if learner.inventory().fingerprint != fingerprint:
-            return base, learner.personalise(name, base)
-        return base, Trained(
-            personal,
-            fingerprint,
-            self._store.number("windows", 0),
-            float(self._store.text("loss_before")),
-            float(self._store.text("loss_after")),
-        )
 
     def _clear(self, receipt: Receipt) -> None:
         if self._store.clear(receipt.update):
@@ -337,14 +396,14 @@ class DeviceAgent:
             self._publish(self._topics.up(self._config.device, "update"), entry.envelope, False)
 
     def _request_chunks(self) -> None:
-        request = self._fetching.request(self._now())
-        if request:
-            topic = self._topics.up(self._config.device, "get")
-            self._publish(topic, seal(request, self._key, topic), False)
+        topic = self._topics.up(self._config.device, "get")
+        for request in (self._fetching.request(self._now()), self._reconstruction.request(self._now())):
+            if request:
+                self._publish(topic, seal(request, self._key, topic), False)
 
     def _look(self) -> None:
         """Tell the server when the number of labelled windows changed: it decides who is ready."""
-        labelled = self._require_learner().trainable_windows()
+        labelled = len(self._require_learner().material().training)
         if labelled != self._labelled:
             self._labelled = labelled
             self._publish_state()

@@ -1,22 +1,25 @@
-"""Features of the device's windows, computed once each and kept on disk.
+"""Features of the device's windows or pictures, computed once each and kept on disk.
 
 Everything before the first adapter is frozen, so its output per window never changes; training for several
 epochs reads it from here. One pair of files per recording, in a folder named by the backbone: a package with
-another backbone starts afresh. The cache is bounded: when it is full the oldest recordings leave it, and
-with them the training.
+another backbone starts afresh. The cache is bounded: when it is full the oldest recordings leave it. Of
+recordings that left, by this or from the source, the replay buffer keeps a few windows of each class.
+Pictures, of which each is a file, are kept in blocks (picture_features.py).
 """
 
 import hashlib
 import logging
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from agent.dataset import Labelled
+from agent.dataset import Labelled, newest
 from agent.engine import Engine
+from agent.inventory import Inventory, fingerprint
+from agent.picture_features import PictureFeatures
+from agent.replay import ReplayBuffer
 from agent.sources import Listing, Source
 from protocol import windows
 from protocol.package import Manifest
@@ -25,28 +28,23 @@ log = logging.getLogger(__name__)
 
 WINDOWS_AT_ONCE = 1024
 """Bounds the memory that features of a long recording take on their way to disk."""
-
-
-@dataclass(frozen=True)
-class Inventory:
-    """What the device has to learn from."""
-
-    labelled: Labelled
-    unlabelled_windows: int
-    fingerprint: str
-    """Changes when the labelled windows change."""
+REPLAY_FILE = "replay.npz"
 
 
 class FeatureCache:
     """Features by recording."""
 
-    def __init__(self, directory: Path, manifest: Manifest, *, limit_bytes: int) -> None:
+    def __init__(
+        self, directory: Path, manifest: Manifest, *, limit_bytes: int, replay_windows: int = 64
+    ) -> None:
         """Open the cache of a backbone; caches of other backbones are thrown away.
 
         Args:
             directory: for all caches.
             manifest: of the installed package.
             limit_bytes: of the feature files together.
+            replay_windows: of each class, kept of recordings that are gone; together at most a quarter of
+                the limit.
         """
         self._manifest = manifest
         self._limit = limit_bytes
@@ -57,9 +55,30 @@ class FeatureCache:
                 if other != self._directory:
                     shutil.rmtree(other, ignore_errors=True)
         self._directory.mkdir(parents=True, exist_ok=True)
+        self.replay = ReplayBuffer(
+            self._directory / REPLAY_FILE,
+            manifest.feature_size,
+            per_class=min(
+                replay_windows, limit_bytes // 16 // (manifest.feature_size * len(manifest.schema.classes))
+            ),
+            seed=int.from_bytes(manifest.backbone_sha256[:8], "little"),
+        )
+        self._blocks = (
+            PictureFeatures(self._directory, manifest, self.replay, limit_bytes=limit_bytes)
+            if manifest.schema.of_images
+            else None
+        )
 
     def collect(self, source: Source, engine: Engine, maximum_windows: int) -> Inventory:
-        """Compute what is missing, and gather the labelled windows, the newest `maximum_windows` of them."""
+        """Compute what is missing, and gather the labelled windows, the newest ones of every class.
+
+        Args:
+            source: of recordings.
+            engine: computes features.
+            maximum_windows: most labelled windows to gather.
+        """
+        if self._blocks is not None:
+            return self._blocks.collect(source, engine, maximum_windows)
         entries = self._bounded(list(self._entries(source, engine)))
         features, labels, recordings, starts = [], [], [], []
         unlabelled = 0
@@ -76,23 +95,20 @@ class FeatureCache:
             empty = np.zeros(0, np.int64)
             nothing = Labelled(np.zeros((0, self._manifest.feature_size), np.float32), empty, empty, empty)
             return Inventory(nothing, 0, "")
-        newest = slice(-maximum_windows, None)
         labelled = Labelled(
-            np.concatenate(features)[newest],
-            np.concatenate(labels)[newest],
-            np.concatenate(recordings)[newest],
-            np.concatenate(starts)[newest],
+            np.concatenate(features),
+            np.concatenate(labels),
+            np.concatenate(recordings),
+            np.concatenate(starts),
         )
-        digest = hashlib.sha256()
-        for array in (labelled.labels, labelled.recording, labelled.start):
-            digest.update(array.tobytes())
-        digest.update("".join(path.name for path, _ in entries).encode())
-        return Inventory(labelled, unlabelled, digest.hexdigest())
+        if len(labelled) > maximum_windows:
+            labelled = labelled.take(newest(labelled.labels, maximum_windows))
+        return Inventory(labelled, unlabelled, fingerprint(labelled, [path.name for path, _ in entries]))
 
     def _entries(self, source: Source, engine: Engine) -> Iterator[tuple[Path, int]]:
         wanted = set()
         for listing in source.list(self._manifest.schema):
-            path = self._directory / f"{hashlib.sha256(listing.key.encode()).hexdigest()[:32]}.npy"
+            path = self._directory / f"{_digest(listing.path.name)}-{_digest(listing.key)}.npy"
             wanted |= {path.name, _table_path(path).name}
             if not _table_path(path).exists() and not self._compute(listing, path, source, engine):
                 continue
@@ -100,9 +116,20 @@ class FeatureCache:
                 continue
             rows = np.iinfo(np.int64).max if listing.rows is None else listing.rows
             yield path, rows
-        for path in self._directory.iterdir() if source.available else ():
-            if path.name not in wanted:  # its recording left the source
-                path.unlink()
+        if source.available:
+            self._clean(wanted)
+
+    def _clean(self, wanted: set[str]) -> None:
+        """Remove what belongs to no recording of the source any more."""
+        present = {_recording_of(name) for name in wanted}
+        # In order of name: features come before their table, which says what they are.
+        for path in sorted(self._directory.iterdir()):
+            if path.name in wanted or path.name == REPLAY_FILE:
+                continue
+            # A recording that merely changed is still there: its windows are not the past.
+            if _recording_of(path.name) not in present:
+                self._remember(path)
+            path.unlink(missing_ok=True)
 
     def _compute(self, listing: Listing, path: Path, source: Source, engine: Engine) -> bool:
         recording = source.read(listing.path, self._manifest.schema)
@@ -139,11 +166,30 @@ class FeatureCache:
                     "the feature cache is full: %d older recordings are left out", len(entries) - len(kept)
                 )
                 for old, _ in entries[: len(entries) - len(kept)]:
+                    self._remember(old)
                     old.unlink()
                 break
             kept.append((path, rows))
         return kept[::-1]
 
+    def _remember(self, path: Path) -> None:
+        """Offer a recording's labelled windows to the replay buffer, if `path` is its features."""
+        table_path = _table_path(path)
+        if path.name.endswith((".table.npy", ".partial.npy")) or not table_path.exists():
+            return
+        labels = np.load(table_path)["label"]
+        known = np.flatnonzero(labels >= 0)
+        self.replay.offer(np.load(path, mmap_mode="r")[known], labels[known])
+
 
 def _table_path(path: Path) -> Path:
     return path.with_suffix(".table.npy")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _recording_of(file_name: str) -> str:
+    """The part of a file's name that is the same for all states of a recording."""
+    return file_name.partition("-")[0]

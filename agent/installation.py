@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from agent.errors import AgentError
+from agent.partial import PartialFiles
 from protocol import cbor, records
 from protocol.artifacts import Artifact
 from protocol.errors import ArtifactError, ProtocolError, SignatureError
@@ -32,29 +33,15 @@ class Installation:
         """
         self._directory = directory
         self._publishers = publishers
-        directory.mkdir(parents=True, exist_ok=True)
+        self._partial = PartialFiles(directory)
 
     def have(self, artifact: Artifact) -> list[int]:
         """Chunks of an artifact that are on disk from an earlier attempt."""
-        try:
-            with self._partial(artifact).open("rb") as file:
-                return [
-                    index
-                    for index, digest in enumerate(artifact.chunk_sha256)
-                    if hashlib.sha256(file.read(artifact.chunk_bytes)).digest() == digest
-                ]
-        except FileNotFoundError:
-            return []
+        return self._partial.have(artifact)
 
     def write_chunk(self, artifact: Artifact, index: int, data: bytes) -> None:
         """Keep a checked chunk."""
-        path = self._partial(artifact)
-        for other in self._directory.glob("*.partial"):
-            if other != path:
-                other.unlink()
-        with path.open("r+b" if path.exists() else "w+b") as file:
-            file.seek(artifact.chunk_range(index)[0])
-            file.write(data)
+        self._partial.write_chunk(artifact, index, data)
 
     def install(self, artifact: Artifact) -> Manifest:
         """Check the whole package and put it into its folder.
@@ -62,7 +49,7 @@ class Installation:
         Raises:
             ProtocolError: it is not what was announced, or not of a known publisher; it is thrown away.
         """
-        path = self._partial(artifact)
+        path = self._partial.path(artifact)
         unpacked = path.with_suffix(".unpacked")
         shutil.rmtree(unpacked, ignore_errors=True)
         unpacked.mkdir()
@@ -122,9 +109,6 @@ class Installation:
             raise SignatureError("the package is not signed by a publisher that this device knows")
         stream.seek(0)
         return extract(stream, None, write)
-
-    def _partial(self, artifact: Artifact) -> Path:
-        return self._directory / f"{artifact.sha256.hex()}.partial"
 
 
 def _digest(stream: BinaryIO) -> bytes:

@@ -6,24 +6,36 @@ untouched initial adapter ("backbone") on held-out windows. Messages and storage
 """
 
 import hashlib
-import logging
-import resource
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 
 from agent import gate
 from agent.dataset import Labelled, split
 from agent.engine import Engine, Floats
-from agent.features import FeatureCache, Inventory
+from agent.features import FeatureCache
+from agent.inventory import Inventory
+from agent.learning import Learning
+from agent.objective import losses, mean_loss
 from agent.sources import Source
-from agent.training import losses, mean_loss, train
+from agent.training import Training
+from protocol import cbor, records
 from protocol.messages import TrainingPolicy
 from protocol.package import Manifest
 
-log = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class Material:
+    """What a learning learns from."""
+
+    training: Labelled
+    holdout: Labelled
+    labelled_windows: int
+    unlabelled_windows: int
+    fingerprint: str
+    """Of the labelled windows."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +44,6 @@ class Trained:
 
     adapter: Floats
     """float32 [parameters]."""
-    fingerprint: str
-    """Of the labelled windows that were used."""
     windows: int
     """Labelled windows that were trained on."""
     loss_before: float
@@ -49,7 +59,6 @@ class Learned:
     decision: gate.Decision
     personal_gain: float
     """Mean held-out loss of training alone minus that of the personal adapter."""
-    holdout_windows: int
     personal: Trained
 
 
@@ -64,7 +73,7 @@ class Learner:
         cache: FeatureCache,
         *,
         policy: TrainingPolicy,
-        maximum_windows: int,
+        maximum_windows: Callable[[], int],
         seed: bytes,
     ) -> None:
         """Take an installed package.
@@ -75,7 +84,7 @@ class Learner:
             source: of recordings.
             cache: of features.
             policy: how to train.
-            maximum_windows: most labelled windows held in memory.
+            maximum_windows: most labelled windows that may be held in memory now.
             seed: of the order of windows, different on every device.
         """
         self.manifest = manifest
@@ -88,86 +97,105 @@ class Learner:
 
     def inventory(self) -> Inventory:
         """Look at the source; features of new recordings are computed now."""
-        return self._cache.collect(self._source, self._engine, self._maximum)
+        return self._cache.collect(self._source, self._engine, self._maximum())
 
-    def trainable_windows(self) -> int:
-        """Labelled windows that could be trained on now."""
-        return len(self._split(self.inventory())[0])
+    def material(self) -> Material:
+        """What there is to learn from now."""
+        inventory = self.inventory()
+        training, holdout = split(
+            inventory.labelled, self.policy.holdout_fraction, self.manifest.window.length
+        )
+        return Material(
+            training,
+            holdout,
+            len(inventory.labelled),
+            inventory.unlabelled_windows,
+            inventory.fingerprint,
+        )
 
     def problems(self) -> tuple[str, ...]:
         """Recordings that cannot be read, with the reason; at most ten, shortened."""
         return tuple(problem[:500] for problem in self._source.problems.values())[:10]
 
-    def learn(self, name: bytes, release: Floats, local: Floats, initial: Floats, default: str) -> Learned:
-        """Train from a release and decide.
+    def begin(self, name: bytes, starts: Mapping[str, Floats], material: Material) -> Learning:
+        """Begin to train.
 
         Args:
             name: SHA-256 of the release's adapter.
-            release: its adapter, float32 [parameters].
-            local: the adapter that was trained alone so far.
+            starts: by purpose ("local", "personal"), where to start, float32 [parameters].
+            material: windows to train on.
+        """
+        # All that the result depends on: a checkpoint of anything else must not be gone on with.
+        identity = hashlib.sha256(name + material.fingerprint.encode() + self._seed)
+        identity.update(cbor.encode(records.to_numbered(self.policy)))
+        for purpose, start in starts.items():
+            identity.update(purpose.encode() + start.tobytes())
+        replay = self._cache.replay.windows()
+        makers = {
+            purpose: partial(self._training, start, material, replay, self._random(name, purpose))
+            for purpose, start in starts.items()
+        }
+        return Learning(identity.digest(), makers)
+
+    def conclude(
+        self,
+        learned: Mapping[str, Floats],
+        material: Material,
+        release: Floats,
+        initial: Floats,
+        default: str,
+    ) -> Learned:
+        """Let the gate decide.
+
+        Args:
+            learned: the adapters "local" and "personal".
+            material: what they were trained on.
+            release: the release's adapter, float32 [parameters].
             initial: the package's initial adapter.
             default: what the gate keeps without evidence.
         """
-        inventory = self.inventory()
-        training, holdout = self._split(inventory)
-        local = train(self._engine, local, training, self.policy, self._random(name, "local"))
-        personal = self._personalise(name, release, training, inventory.fingerprint)
         candidates = {
-            "local": local,
-            "personal": personal.adapter,
+            "local": learned["local"],
+            "personal": learned["personal"],
             "global": release,
             "backbone": initial,
         }
-        held = {label: losses(self._engine, adapter, holdout) for label, adapter in candidates.items()}
+        held = {label: losses(self._engine, a, material.holdout) for label, a in candidates.items()}
         decision = gate.decide(held, default)
         return Learned(
-            {
-                "global": release,
-                "local": local,
-                "personal": personal.adapter,
-                "adopted": candidates[decision.choice],
-            },
+            {**learned, "global": release, "adopted": candidates[decision.choice]},
             decision,
             gate.mean(gate.gains(held["local"], held["personal"])),
-            len(holdout),
-            personal,
+            self.assess(learned["personal"], material, release),
         )
 
-    def personalise(self, name: bytes, release: Floats) -> Trained:
-        """Train from a release, float32 [parameters], on the windows of now."""
-        inventory = self.inventory()
-        return self._personalise(name, release, self._split(inventory)[0], inventory.fingerprint)
-
-    def _personalise(self, name: bytes, release: Floats, training: Labelled, fingerprint: str) -> Trained:
-        adapter = train(self._engine, release, training, self.policy, self._random(name, "personal"))
+    def assess(self, adapter: Floats, material: Material, release: Floats) -> Trained:
+        """Measure what training from a release did, on the windows that it saw."""
         return Trained(
             adapter,
-            fingerprint,
-            len(training),
-            mean_loss(self._engine, release, training),
-            mean_loss(self._engine, adapter, training),
+            len(material.training),
+            mean_loss(self._engine, release, material.training),
+            mean_loss(self._engine, adapter, material.training),
         )
 
-    def _split(self, inventory: Inventory) -> tuple[Labelled, Labelled]:
-        return split(inventory.labelled, self.policy.holdout_fraction, self.manifest.window.length)
+    def _training(
+        self,
+        start: Floats,
+        material: Material,
+        replay: Labelled,
+        random: Callable[[], np.random.Generator],
+    ) -> Training:
+        return Training(
+            self._engine,
+            start,
+            material.training,
+            self.policy,
+            random(),
+            replay=replay,
+            holdout=material.holdout,
+            segments=self.manifest.slices(),
+        )
 
-    def _random(self, name: bytes, purpose: str) -> np.random.Generator:
+    def _random(self, name: bytes, purpose: str) -> Callable[[], np.random.Generator]:
         seed = hashlib.sha256(self._seed + name + purpose.encode()).digest()
-        return np.random.Generator(np.random.PCG64(int.from_bytes(seed[:16], "little")))
-
-
-def resources() -> tuple[float, int]:
-    """CPU seconds of this process so far, and its peak resident memory in bytes."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime, _peak_rss() or usage.ru_maxrss * 1024
-
-
-def _peak_rss() -> int:
-    """VmHWM in bytes; 0 where there is none. ru_maxrss would count the parent that started this process."""
-    try:
-        for line in Path("/proc/self/status").read_text("ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, UnicodeDecodeError):
-        return 0
-    return 0
+        return lambda: np.random.Generator(np.random.PCG64(int.from_bytes(seed[:16], "little")))

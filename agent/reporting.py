@@ -1,11 +1,13 @@
 """What the device says of itself: its state, and how its gate decided. Figures, never data."""
 
+import resource
 from importlib.metadata import PackageNotFoundError, version
 
-from agent.learner import Learner, resources
+from agent.learner import Learner
 from agent.participant import State
 from agent.store import Store
 from protocol.messages import DeviceState, Report
+from runtime import memory
 
 
 def state_message(
@@ -22,21 +24,20 @@ def report_message(store: Store, learner: Learner, traffic: tuple[int, int]) -> 
     """The gate's verdict on the release that the device holds, and what taking part has cost so far.
 
     Args:
-        store: holds release, choice and gains.
-        learner: counts windows and problems.
+        store: holds release, choice, gains and counts of windows.
+        learner: knows the recordings that cannot be read.
         traffic: bytes (up, down) of this connection.
     """
-    cpu_seconds, peak = resources()
-    inventory = learner.inventory()
+    usage = resource.getrusage(resource.RUSAGE_SELF)
     return Report(
         store.state().release,
         store.text("choice"),
         store.number("holdout_windows", 0),
         float(store.text("gain")),
-        len(inventory.labelled),
-        inventory.unlabelled_windows,
-        cpu_seconds,
-        peak,
+        store.number("labelled_windows", 0),
+        store.number("unlabelled_windows", 0),
+        usage.ru_utime + usage.ru_stime,
+        memory.peak_resident_bytes() or usage.ru_maxrss * 1024,
         *traffic,
         learner.problems(),
         float(store.text("personal_gain")),

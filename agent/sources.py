@@ -1,6 +1,6 @@
-"""Sensor recordings of the device: a spool folder, or a replay of one in time.
+"""Sensor recordings or pictures of the device: a spool folder, or a replay of one in time.
 
-A recording that cannot be read is reported once, by file, row and reason; the others go on.
+What cannot be read is reported once, by file, row and reason; the others go on.
 """
 
 import logging
@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from agent.config import SourceConfig
 from protocol import recording as recordings
 from protocol.errors import DataError
 from protocol.input_schema import InputSchema
-from protocol.recording import Recording
+from protocol.recording import UNLABELLED, Recording
+from runtime.pictures import PictureFile, pictures_in, read_picture
 
 log = logging.getLogger(__name__)
 
@@ -21,13 +24,15 @@ SUFFIXES = (".csv", ".parquet")
 
 @dataclass(frozen=True)
 class Listing:
-    """A recording in the folder."""
+    """A recording or picture in the folder."""
 
     path: Path
     key: str
     """Changes when the file changes."""
     rows: int | None
     """Rows that count so far; None: all."""
+    label: int = UNLABELLED
+    """Of a picture, by its folder; recordings hold their labels themselves."""
 
 
 def recordings_in(directory: Path) -> list[Path]:
@@ -40,7 +45,7 @@ def recordings_in(directory: Path) -> list[Path]:
 
 
 class Source:
-    """Recordings in the order of their names, which should grow with time."""
+    """Recordings, or pictures, in the order of their names, which should grow with time."""
 
     def __init__(self, config: SourceConfig, now: Callable[[], float]) -> None:
         """Take a folder.
@@ -54,7 +59,7 @@ class Source:
         self._now = now
         self._started = now()
         self.problems: dict[str, str] = {}
-        """Reason why a recording cannot be read, by file name."""
+        """Reason why a recording or picture cannot be read, by file name."""
 
     @property
     def available(self) -> bool:
@@ -62,7 +67,7 @@ class Source:
         return self._directory.is_dir()
 
     def list(self, schema: InputSchema) -> Iterator[Listing]:
-        """The recordings that are there now; none while the folder is away (a mount, a memory card)."""
+        """What is there now; nothing while the folder is away (a mount, a memory card)."""
         if not self.available:
             reason = f"source.directory: there is no folder {self._directory}"
             if self.problems.get("source") != reason:
@@ -72,6 +77,9 @@ class Source:
         self.problems.pop("source", None)
         elapsed = (self._now() - self._started) * self._config.speed * schema.sample_rate_hz
         uncovered = int(elapsed) if self._config.kind == "replay" else None
+        if schema.of_images:
+            yield from self._pictures(schema, uncovered)
+            return
         for path in recordings_in(self._directory):
             if uncovered is not None and uncovered <= 0:
                 return
@@ -82,14 +90,45 @@ class Source:
                 uncovered -= len(recording.samples) if recording else 0
 
     def read(self, path: Path, schema: InputSchema) -> Recording | None:
-        """Read one recording; None: it cannot be read, and `problems` says why."""
+        """Read one recording, or one picture as a recording of one row.
+
+        Returns:
+            None: it cannot be read, and `problems` says why.
+        """
+        name = path.relative_to(self._directory).as_posix() if schema.of_images else path.name
         try:
-            with path.open("rb") as stream:
-                recording = recordings.parse(stream, path.name, schema)
+            if schema.of_images:
+                recording = _picture(PictureFile(path, name, UNLABELLED), schema)
+            else:
+                with path.open("rb") as stream:
+                    recording = recordings.parse(stream, name, schema)
         except (DataError, OSError) as error:
-            if path.name not in self.problems:
-                log.error("skipped a recording: %s", error)
-            self.problems[path.name] = str(error)
+            self._report(name, str(error))
             return None
-        self.problems.pop(path.name, None)
+        self.problems.pop(name, None)
         return recording
+
+    def _pictures(self, schema: InputSchema, uncovered: int | None) -> Iterator[Listing]:
+        files, errors = pictures_in(self._directory, schema)
+        folders = {str(error).partition(":")[0]: str(error) for error in errors}
+        present = {file.name for file in files} | folders.keys()
+        for name in set(self.problems) - present:  # mended by taking it away
+            del self.problems[name]
+        for name, reason in folders.items():
+            self._report(name, reason)
+        for file in files[:uncovered]:
+            try:
+                status = file.path.stat()
+            except OSError:  # it left between the listing and now
+                continue
+            yield Listing(file.path, f"{file.name} {status.st_size} {status.st_mtime_ns}", None, file.label)
+
+    def _report(self, name: str, reason: str) -> None:
+        if self.problems.get(name) is None:
+            log.error("skipped: %s", reason)
+        self.problems[name] = reason
+
+
+def _picture(file: PictureFile, schema: InputSchema) -> Recording:
+    pixels = read_picture(file, schema)
+    return Recording(file.name, pixels[None], np.full(1, UNLABELLED, np.int64))

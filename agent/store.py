@@ -84,7 +84,7 @@ class Store:
         return (self._fact(name) or b"").decode()
 
     def adapter(self, name: str) -> Floats | None:
-        """An adapter by name, float32 [parameters]: global, local, personal or adopted."""
+        """An adapter by name, float32 [parameters]: initial, received, global, local, personal or adopted."""
         row = self._db.execute("SELECT vector FROM adapters WHERE name = ?", (name,)).fetchone()
         return np.frombuffer(row[0], "<f4").astype(np.float32) if row else None
 
@@ -120,6 +120,11 @@ class Store:
             self._put_adapters({"local": initial, "adopted": initial, "initial": initial})
             self._set("choice", b"backbone")
 
+    def receive(self, adapter: Floats) -> None:
+        """Commit the adapter of a release, checked: the next one's difference starts from it."""
+        with self._db:
+            self._put_adapters({"received": adapter})
+
     def adopt(
         self, number: int, base: bytes, adapters: dict[str, Floats], choice: str, facts: dict[str, str]
     ) -> None:
@@ -132,6 +137,22 @@ class Store:
             for name, value in facts.items():
                 self._set(name, value.encode())
             self._put_adapters(adapters)
+
+    def checkpoint(self) -> bytes | None:
+        """The training in progress, as it was last written down."""
+        return self._fact("checkpoint") or None
+
+    def note_training(self, checkpoint: bytes | None, progress: float) -> None:
+        """Commit a checkpoint and the share of the training that is done; None: nothing is in progress."""
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._set("checkpoint", checkpoint or b"")
+            self._set("progress", repr(progress).encode())
+
+    def note_pause(self, reason: str) -> None:
+        """Commit why training waits; empty: it does not."""
+        with self._db:
+            self._set("paused", reason.encode())
 
     def answer(self, number: int, sha256: bytes, envelope: bytes, now: float) -> int:
         """Commit an update to the outbox and the round as answered; returns how many old ones had to go."""

@@ -1,64 +1,195 @@
-"""Local training of the adapter on cached features."""
+"""Local training of the adapter on cached features, one batch at a time.
 
+A training can be left after any batch, written down and gone on with: what comes out is the same, to the bit,
+as without the break. When to work and when to rest is decided elsewhere.
+"""
+
+import json
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agent import optimizers
+from agent import batches, optimizers
 from agent.dataset import Labelled
 from agent.engine import Engine, Floats
+from agent.objective import mean_loss
 from protocol.messages import TrainingPolicy
 
 log = logging.getLogger(__name__)
 
+Arrays = dict[str, NDArray[np.generic]]
+
+
+class Training:
+    """One adapter on its way; `step` until `finished`, then `adapter` is what was learned."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        start: Floats,
+        data: Labelled,
+        policy: TrainingPolicy,
+        random: np.random.Generator,
+        *,
+        replay: Labelled | None = None,
+        holdout: Labelled | None = None,
+        segments: Mapping[str, slice] | None = None,
+    ) -> None:
+        """Begin.
+
+        Args:
+            engine: computes loss and gradient.
+            start: where to start, float32 [parameters].
+            data: labelled windows; without any the adapter stays as it is.
+            policy: optimiser, rates, epochs, balance, early stopping.
+            random: order of the windows; used by nobody else.
+            replay: windows of recordings that are gone.
+            holdout: decides when to stop, where the policy asks for that.
+            segments: where each named segment stands in the vector, for rates of their own.
+        """
+        self._engine = engine
+        self._policy = policy
+        self._random = random
+        self._holdout = holdout if policy.early_stopping and holdout is not None and len(holdout) else None
+        self._pool = batches.Pool.of(data, replay, balance=policy.balance_classes)
+        factors = learning_rate_factors(policy, segments or {}, len(start))
+        rate = policy.learning_rate if factors is None else policy.learning_rate * factors
+        self._optimizer = optimizers.make(policy, rate)
+        self._start, self._adapter = start, start
+        self._best, self._best_loss, self._stale = start, np.inf, 0
+        self._sum, self._total, self._summed = np.zeros_like(start), 0.0, 0
+        self._epoch, self._position = 0, 0
+        self._epochs = policy.epochs if len(data) else 0
+        self._begin_epoch()
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self._epoch >= self._epochs
+
+    @property
+    def progress(self) -> float:
+        """Share of the work that is done, 0 to 1; early stopping may cut it short."""
+        if self.finished:
+            return 1.0
+        return (self._epoch + self._position / len(self._plan.rows)) / self._epochs
+
+    @property
+    def adapter(self) -> Floats:
+        """What was learned so far, float32 [parameters]."""
+        return self._best if self._holdout is not None and np.isfinite(self._best_loss) else self._adapter
+
+    def step(self) -> None:
+        """Train on one batch."""
+        rows, weights = self._plan.rows[self._position], self._plan.weights[self._position]
+        _, gradient = self._engine.loss_and_gradient(
+            self._adapter, self._pool.features[rows], self._pool.labels[rows], weights
+        )
+        self._position += 1
+        last = self._position == len(self._plan.rows)
+        if self._policy.accumulation == 1:
+            self._adapter = self._optimizer.step(self._adapter, gradient)
+        else:
+            self._accumulate(gradient, float(weights.sum()), last=last)
+        if last:
+            self._end_epoch()
+
+    def state(self) -> Arrays:
+        """What `restore` needs to go on from here."""
+        state: Arrays = {f"optimizer.{name}": value for name, value in self._optimizer.state().items()}
+        state |= {
+            "adapter": self._adapter,
+            "best": self._best,
+            "sum": self._sum.copy(),
+            "numbers": np.array([self._epoch, self._position, self._stale, self._summed]),
+            "figures": np.array([self._best_loss, self._total]),
+            "random": np.frombuffer(json.dumps(self._random_at_start).encode(), np.uint8),
+        }
+        return state
+
+    def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Go on from a state of the same training: same start, windows, policy and seed.
+
+        Raises:
+            KeyError, ValueError: it is not such a state; nothing of this training may be used then.
+        """
+        adapter, best, total = (np.array(state[name], np.float32) for name in ("adapter", "best", "sum"))
+        if not adapter.shape == best.shape == total.shape == self._start.shape:
+            raise ValueError(f"expected adapters {list(self._start.shape)}, got {list(adapter.shape)}")
+        self._adapter, self._best, self._sum = adapter, best, total
+        self._epoch, self._position, self._stale, self._summed = (int(n) for n in state["numbers"])
+        self._best_loss, self._total = (float(n) for n in state["figures"])
+        self._optimizer.restore({name[10:]: v for name, v in state.items() if name.startswith("optimizer.")})
+        self._random.bit_generator.state = json.loads(np.asarray(state["random"], np.uint8).tobytes())
+        position = self._position
+        self._begin_epoch()
+        self._position = position
+
+    def _begin_epoch(self) -> None:
+        self._random_at_start: Any = self._random.bit_generator.state
+        self._position = 0
+        if not self.finished:
+            self._plan = batches.draw(self._pool, self._engine.batch, self._policy.replay_share, self._random)
+
+    def _accumulate(self, gradient: Floats, weight: float, *, last: bool) -> None:
+        """Step once per `accumulation` batches, by the gradient that one large batch would have had."""
+        self._sum += gradient * np.float32(weight)
+        self._total += weight
+        self._summed += 1
+        if self._summed == self._policy.accumulation or last:
+            mean = self._sum / np.float32(self._total)
+            self._adapter = self._optimizer.step(self._adapter, mean)
+            self._sum[:] = 0
+            self._total, self._summed = 0.0, 0
+
+    def _end_epoch(self) -> None:
+        self._epoch += 1
+        if not np.isfinite(self._adapter).all():
+            log.warning("training diverged (learning rate %g); the adapter stays", self._policy.learning_rate)
+            self._adapter = self._best = self._start
+            self._epoch = self._epochs
+        elif self._holdout is not None:
+            self._watch(mean_loss(self._engine, self._adapter, self._holdout))
+        self._begin_epoch()
+
+    def _watch(self, loss: float) -> None:
+        """Keep the best epoch, and stop when none was better for a while."""
+        if loss < self._best_loss:
+            self._best, self._best_loss, self._stale = self._adapter, loss, 0
+            return
+        self._stale += 1
+        if self._stale >= self._policy.early_stopping:
+            self._epoch = self._epochs
+
 
 def train(
-    engine: Engine, adapter: Floats, data: Labelled, policy: TrainingPolicy, random: np.random.Generator
+    engine: Engine,
+    adapter: Floats,
+    data: Labelled,
+    policy: TrainingPolicy,
+    random: np.random.Generator,
+    **options: Any,
 ) -> Floats:
-    """Train for the policy's epochs and return the new adapter, float32 [parameters].
-
-    Args:
-        engine: computes loss and gradient.
-        adapter: where to start, float32 [parameters].
-        data: labelled windows; none returns `adapter` as it is, and so does training that diverges.
-        policy: optimiser, epochs, class balance.
-        random: order of the windows.
-    """
-    start_from, optimizer = adapter, optimizers.make(policy)
-    weights = class_weights(data.labels) if policy.balance_classes else np.ones(len(data), np.float32)
-    for _ in range(policy.epochs):
-        order = random.permutation(len(data))
-        for start in range(0, len(order), engine.batch):
-            rows = order[start : start + engine.batch]
-            _, gradient = engine.loss_and_gradient(
-                adapter, data.features[rows], data.labels[rows], weights[rows]
-            )
-            adapter = optimizer.step(adapter, gradient)
-        if not np.isfinite(adapter).all():
-            log.warning("training diverged (learning rate %g); the adapter stays", policy.learning_rate)
-            return start_from
-    return adapter
+    """Train to the end and return the new adapter, float32 [parameters]; see `Training` for the arguments."""
+    training = Training(engine, adapter, data, policy, random, **options)
+    while not training.finished:
+        training.step()
+    return training.adapter
 
 
-def class_weights(labels: NDArray[np.int64]) -> Floats:
-    """Weights, float32 [n] with mean 1, under which every class that occurs counts the same."""
-    if not len(labels):
-        return np.zeros(0, np.float32)
-    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    return np.asarray(len(labels) / (len(counts) * counts[inverse]), np.float32)
-
-
-def losses(engine: Engine, adapter: Floats, data: Labelled) -> NDArray[np.float64]:
-    """Cross-entropy of each window, float64 [n]."""
-    logits = engine.predict(adapter, data.features).astype(np.float64)
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    normaliser = np.log(np.exp(shifted).sum(axis=1))
-    return np.asarray(normaliser - shifted[np.arange(len(data)), data.labels], np.float64)
-
-
-def mean_loss(engine: Engine, adapter: Floats, data: Labelled) -> float:
-    """Cross-entropy averaged over the classes that occur; 0 without data."""
-    if not len(data):
-        return 0.0
-    return float(np.average(losses(engine, adapter, data), weights=class_weights(data.labels)))
+def learning_rate_factors(
+    policy: TrainingPolicy, segments: Mapping[str, slice], parameters: int
+) -> Floats | None:
+    """Factor of each parameter's learning rate, float32 [parameters]; None: all alike."""
+    if not policy.learning_rate_factors:
+        return None
+    factors = np.ones(parameters, np.float32)
+    for name, factor in policy.learning_rate_factors.items():
+        if name in segments:
+            factors[segments[name]] = factor
+        else:
+            log.warning("the policy names a segment %r; there are %s", name, ", ".join(segments))
+    return factors

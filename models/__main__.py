@@ -4,19 +4,16 @@ Only arguments, files and the screen are handled here. Mistakes of the user end 
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
+from models import adapt_command, package_commands
 from models.errors import AdapterError, ModelError
 from protocol.errors import SignatureError
-from protocol.package import MAX_PACKAGE_BYTES
-from protocol.signing import PrivateKey, PublicKey
+from protocol.signing import PrivateKey
 from runtime import keys
 from runtime.errors import SetupError
 
@@ -24,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from models.adapters import AdaptedModule
+    from models.calibration import Calibration
+    from models.fleet_data import SourceWindows
     from protocol.input_schema import InputSchema, WindowSpec
 
 
@@ -52,13 +51,24 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "pretrain", help="train a backbone on a fleet's source devices and export it"
     )
-    command.add_argument("fleet", type=Path, metavar="FLEET_DIR", help="holds fleet.toml and recordings")
+    command.add_argument(
+        "fleet", type=Path, metavar="FLEET_DIR", help="holds fleet.toml and the devices' data"
+    )
+    command.add_argument(
+        "--backbone",
+        choices=("auto", "conv1d", "mlp", "conv2d", "transformer"),
+        default="auto",
+        help="auto: conv2d for pictures, mlp for windows below 32 rows, else conv1d (docs/backbones.md)",
+    )
+    command.add_argument(
+        "--layer", action="append", metavar="NAME", help="adapt these layers and not the default ones"
+    )
     command.add_argument(
         "--epochs", type=int, default=30, help="passes over the source windows (default: 30)"
     )
     command.add_argument("--seed", type=int, default=0, help="of weights, batches, adapters (default: 0)")
     command.add_argument("--held-out", type=float, default=0.2, metavar="SHARE", help="default: 0.2")
-    _add_adapter(command)
+    _add_adapter(command, None)
     _add_output(command)
     command.set_defaults(command=_pretrain)
 
@@ -77,20 +87,19 @@ def _parser() -> argparse.ArgumentParser:
         "--fresh-head", action="store_true", help="replace the head for the schema's classes"
     )
     command.add_argument("--seed", type=int, default=0, help="of the adapters' initial values (default: 0)")
-    _add_adapter(command)
+    _add_adapter(command, "bottleneck")
     _add_output(command)
+    _add_calibration(command)
     command.set_defaults(command=_export)
 
-    command = commands.add_parser("inspect", help="show what a package says of itself")
-    command.add_argument("package", type=Path)
-    command.add_argument("--publisher", metavar="HEX", help="public key; checks the signature")
-    command.add_argument("--json", action="store_true", help="for programs")
-    command.set_defaults(command=_inspect)
+    command = commands.add_parser("adapt", help="put adapters into an ONNX file whose source is gone")
+    adapt_command.add_options(command)
+    _add_adapter(command, "bottleneck")
+    _add_output(command, required=False)
+    _add_calibration(command)
+    command.set_defaults(command=_adapt)
 
-    command = commands.add_parser("verify", help="check signature, hashes and graphs; status 1 if any fails")
-    command.add_argument("package", type=Path)
-    command.add_argument("--publisher", required=True, metavar="HEX", help="who must have signed it")
-    command.set_defaults(command=_verify)
+    package_commands.add(commands)
 
     command = commands.add_parser("keygen", help="make a publisher's key")
     command.add_argument("file", type=Path)
@@ -98,16 +107,33 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_adapter(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--adapter", choices=("bottleneck", "lora", "head"), default="bottleneck")
-    command.add_argument("--rank", type=int, help="inner width of the adapters (default: 16)")
+def _add_adapter(command: argparse.ArgumentParser, default: str | None) -> None:
+    command.add_argument(
+        "--adapter",
+        choices=("bottleneck", "lora", "head"),
+        default=default,
+        help=f"default: {default or 'bottleneck for conv1d, else lora'}",
+    )
+    rank = "16" if default else "16; of lora, but in conv1d, 8"
+    command.add_argument("--rank", type=int, help=f"inner width of the adapters (default: {rank})")
     command.add_argument(
         "--freeze-a", action="store_true", help="lora: train only the second factor (FFA-LoRA)"
     )
 
 
-def _add_output(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--output", required=True, type=Path, metavar="PACKAGE", help="where to write it")
+def _add_calibration(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FLEET_DIR",
+        help="its source devices' windows set the ranges of --quantise-prefix (default: random windows)",
+    )
+
+
+def _add_output(command: argparse.ArgumentParser, *, required: bool = True) -> None:
+    command.add_argument(
+        "--output", required=required, type=Path, metavar="PACKAGE", help="where to write it"
+    )
     command.add_argument(
         "--key", type=Path, metavar="FILE", help="signs the package; without it, a one-time key"
     )
@@ -117,32 +143,58 @@ def _add_output(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--batch", type=int, default=32, help="rows of every graph input (default: 32)")
     command.add_argument("--description", default="", help="for operators")
+    command.add_argument(
+        "--quantise-prefix", action="store_true", help="int8 prefix; its cost is measured and kept"
+    )
+    command.add_argument(
+        "--engine",
+        action="append",
+        default=[],
+        choices=("onnxruntime", "onnxruntime-training", "litert"),
+        help="write members for this engine, too; repeat for more (onnxruntime is always there)",
+    )
+    command.add_argument(
+        "--onnxruntime-training-python",
+        type=Path,
+        metavar="PYTHON",
+        help="interpreter with onnxruntime-training-cpu and onnx (default: "
+        "$GRAFTWORK_ONNXRUNTIME_TRAINING_PYTHON)",
+    )
 
 
 # torch takes seconds to import: `inspect --help` or `keygen` must not wait for it.
 
 
 def _pretrain(options: argparse.Namespace) -> None:
-    from models.backbones import default_adapter  # noqa: PLC0415
+    from models.backbones import choose, default_adapter  # noqa: PLC0415
+    from models.engine_artifacts import check_writers  # noqa: PLC0415
     from models.export import adapt  # noqa: PLC0415
+    from models.fleet_data import read_fleet  # noqa: PLC0415
     from models.pretrain import pretrain  # noqa: PLC0415
 
-    spec = default_adapter(options.adapter, options.rank, freeze_a=options.freeze_a)
+    check_writers(options.engine, options.onnxruntime_training_python)
+    fleet = read_fleet(options.fleet)
+    kind = choose(options.backbone, fleet.schema, fleet.window)
+    spec = default_adapter(options.adapter, options.rank, freeze_a=options.freeze_a, backbone=kind)
+    if options.layer is not None:
+        spec = replace(spec, layers=tuple(options.layer))
     trained = pretrain(
         options.fleet,
         seed=options.seed,
         epochs=options.epochs,
+        backbone=options.backbone,
         held_out=options.held_out,
         progress=sys.stderr.isatty(),
     )
     windows, accuracy = (trained.metrics[name] for name in ("source_windows", "held_out_balanced_accuracy"))
-    print(f"pre-trained on {windows:.0f} windows, held-out balanced accuracy {accuracy:.3f}")
+    print(f"pre-trained {kind.NAME} on {windows:.0f} windows, held-out balanced accuracy {accuracy:.3f}")
     _write(
         options,
         adapt(trained.backbone, spec, trained.schema, trained.window, seed=options.seed),
         (trained.schema, trained.window),
         metrics=trained.metrics,
         windows=trained.windows,
+        source=trained.source,
     )
 
 
@@ -171,6 +223,15 @@ def _export(options: argparse.Namespace) -> None:
     _write(options, adapt(module, spec, schema, window, seed=options.seed), (schema, window))
 
 
+def _adapt(options: argparse.Namespace) -> None:
+    if options.list:
+        print(adapt_command.listed(options))
+        return
+    adapted, schema, window = adapt_command.prepare(options)
+    print(f"imported what is behind {options.at}: within {adapted.error:.1e} of the file")
+    _write(options, adapted.module, (schema, window), front=adapted.front)
+
+
 def _write(
     options: argparse.Namespace,
     module: "AdaptedModule",
@@ -178,6 +239,8 @@ def _write(
     *,
     metrics: dict[str, float] | None = None,
     windows: "Tensor | None" = None,
+    front: bytes | None = None,
+    source: "SourceWindows | None" = None,
 ) -> None:
     from models.export import export  # noqa: PLC0415
 
@@ -190,6 +253,10 @@ def _write(
         version=options.version,
         batch=options.batch,
         windows=windows,
+        front=front,
+        calibration=_calibration(options, inputs, source),
+        engines=options.engine,
+        training_python=options.onnxruntime_training_python,
         metrics=metrics,
         description=options.description,
     )
@@ -206,55 +273,26 @@ def _write(
     print(f"publisher {key.public.raw.hex()}")
 
 
-def _inspect(options: argparse.Namespace) -> None:
-    from models.packages import describe  # noqa: PLC0415
+def _calibration(
+    options: argparse.Namespace, inputs: "tuple[InputSchema, WindowSpec]", source: "SourceWindows | None"
+) -> "Calibration | None":
+    """Return the windows for --quantise-prefix: those of the training, of a fleet, or random ones."""
+    from models import calibration  # noqa: PLC0415
 
-    publisher = PublicKey.from_hex(options.publisher) if options.publisher else None
-    facts = describe(_read(options.package), publisher)
-    if options.json:
-        print(json.dumps(facts, indent=2))
-        return
-    table = Table(title=f"{facts['name']} version {facts['version']}", show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            table.add_section()
-            for entry, content in value.items():
-                table.add_row(f"{name}.{entry}", _text(content))
-            table.add_section()
-        else:
-            table.add_row(name, _text(value))
-    Console().print(table)
-
-
-def _verify(options: argparse.Namespace) -> None:
-    from models.packages import verify  # noqa: PLC0415
-
-    package = verify(_read(options.package), PublicKey.from_hex(options.publisher))
-    manifest = package.manifest
-    print(f"good: {manifest.name} version {manifest.version}, sha256 {package.sha256.hex()}")
+    if not options.quantise_prefix:
+        return None
+    if source is not None:
+        return calibration.from_source(source)
+    if options.calibrate is not None:
+        # Only an exported module brings a head that knows the classes.
+        labelled = not getattr(options, "fresh_head", False) and getattr(options, "keep_head", True)
+        return calibration.from_fleet(options.calibrate, *inputs, labelled=labelled)
+    return calibration.at_random(*inputs)
 
 
 def _keygen(options: argparse.Namespace) -> None:
     key = keys.make(options.file)
     print(f"wrote {options.file} (keep it secret)\npublisher {key.public.raw.hex()}")
-
-
-def _read(file: Path) -> bytes:
-    try:
-        with file.open("rb") as stream:
-            return stream.read(MAX_PACKAGE_BYTES + 1)
-    except OSError as error:
-        raise ModelError(f"{file}: not readable: {error.strerror}") from error
-
-
-def _text(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, (tuple, list)):
-        return ", ".join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ Both start as the identity: what they add is zero until they are trained. They a
 which are bound methods, so that a deep copy of a module binds the copied adapter and not the original.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -36,20 +38,21 @@ class Bottleneck(nn.Module):
 class LowRank(nn.Module):
     """A low-rank detour around a linear or convolution layer; `up` starts at zero."""
 
-    def __init__(self, layer: nn.Linear | nn.Conv1d, rank: int, *, freeze_a: bool) -> None:
+    def __init__(self, layer: nn.Linear | nn.Conv1d | nn.Conv2d, rank: int, *, freeze_a: bool) -> None:
         super().__init__()
-        self.down: nn.Module
-        self.up: nn.Module
+        self.down: nn.Linear | nn.Conv1d | nn.Conv2d
+        self.up: nn.Linear | nn.Conv1d | nn.Conv2d
         if isinstance(layer, nn.Linear):
             self.down = nn.Linear(layer.in_features, rank, bias=False)
             self.up = nn.Linear(rank, layer.out_features, bias=False)
         else:
+            convolution: Any = nn.Conv1d if isinstance(layer, nn.Conv1d) else nn.Conv2d
             # The down projection sees what the layer sees; the up projection mixes its channels.
-            self.down = nn.Conv1d(
-                layer.in_channels, rank, layer.kernel_size[0], layer.stride[0], layer.padding,  # type: ignore[arg-type]
-                layer.dilation[0], bias=False, padding_mode=layer.padding_mode,
+            self.down = convolution(
+                layer.in_channels, rank, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+                bias=False, padding_mode=layer.padding_mode,
             )  # fmt: skip
-            self.up = nn.Conv1d(rank, layer.out_channels, 1, bias=False)
+            self.up = convolution(rank, layer.out_channels, 1, bias=False)
         nn.init.zeros_(self.up.weight)
         self.freeze_a = freeze_a
 

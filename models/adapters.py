@@ -5,7 +5,7 @@
 Three kinds:
 
 * bottleneck: after the layer, `y + up(relu(down(norm(y))))` (Houlsby et al., 2019);
-* lora: beside a linear or 1-D convolution layer, `y + up(down(x))` (Hu et al., 2021); with `freeze_a` only
+* lora: beside a linear or convolution layer, `y + up(down(x))` (Hu et al., 2021); with `freeze_a` only
   `up` is trained, so that averages of adapters are exact (FFA-LoRA, Sun et al., 2024);
 * head: the layer's own parameters become trainable.
 
@@ -27,6 +27,8 @@ CHANNELS_FIRST = (nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.Group
 """Layers that put the features in dimension 1."""
 CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
 """Layers that put the features in the last dimension."""
+LOW_RANK = (nn.Linear, nn.Conv1d, nn.Conv2d)
+"""Layers that a low-rank detour fits."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def insert(module: nn.Module, spec: AdapterSpec, example: Tensor) -> AdaptedModu
         if spec.kind == "bottleneck":
             adapter: Bottleneck | LowRank = _bottleneck(name, *outputs[name], spec.rank)
         else:
-            assert isinstance(layer, (nn.Linear, nn.Conv1d))  # noqa: S101 - _check_low_rank, for the type checker
+            assert isinstance(layer, LOW_RANK)  # noqa: S101 - _check_low_rank, for the type checker
             adapter = LowRank(layer, spec.rank, freeze_a=spec.freeze_a)
         adapter.train(layer.training)
         adapted.adapters.append(adapter)
@@ -201,9 +203,10 @@ def _check_low_rank(module: nn.Module, names: tuple[str, ...]) -> None:
                 f"layer {name!r}: nn.MultiheadAttention uses its weights without running the layer",
                 "write the attention with nn.Linear and scaled_dot_product_attention, or adapt another layer",
             )
-        if not isinstance(layer, (nn.Linear, nn.Conv1d)) or getattr(layer, "groups", 1) != 1:
+        if not isinstance(layer, LOW_RANK) or getattr(layer, "groups", 1) != 1:
             raise AdapterError(
-                f"layer {name!r}: lora fits an ungrouped Linear or Conv1d, got {type(layer).__name__}",
+                f"layer {name!r}: lora fits an ungrouped Linear or Conv1d or Conv2d, "
+                f"got {type(layer).__name__}",
                 "use bottleneck, or name a layer inside it",
             )
 
@@ -218,7 +221,11 @@ def _outputs(module: nn.Module, names: tuple[str, ...], example: Tensor) -> dict
 
     def note_layout(layer: nn.Module, _inputs: object, _output: object) -> None:
         nonlocal channels_first
-        if isinstance(layer, (*CHANNELS_FIRST, *CHANNELS_LAST)):
+        # A layer that was imported from a graph says it itself.
+        declared = getattr(layer, "channels_first", None)
+        if isinstance(declared, bool):
+            channels_first = declared
+        elif isinstance(layer, (*CHANNELS_FIRST, *CHANNELS_LAST)):
             channels_first = isinstance(layer, CHANNELS_FIRST)
 
     def keep(name: str, _layer: nn.Module, _inputs: object, output: object) -> None:

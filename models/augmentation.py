@@ -1,12 +1,23 @@
 """Variations of windows that a backbone must not mind: mounting, gain, speed, start and noise.
 
-Source and edge devices differ in exactly these, so the backbone sees them at pre-training.
+Source and edge devices differ in exactly these, so the backbone sees them at pre-training. Those of pictures
+are in image_augmentation.py.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from models.image_augmentation import ImageAugmentation
+
+
+class Variation(Protocol):
+    """Varies a batch; the same generator, the same variation."""
+
+    def __call__(self, window: Tensor, deviation: Tensor, random: torch.Generator) -> Tensor:
+        """Vary windows or pictures, float32 [batch, *input_shape], in the units of `deviation`."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +46,10 @@ class Augmentation:
         Returns:
             float32 [batch, channels, length].
         """
-        count, channels, _ = window.shape
-        window = self._move(window, random)
+        count, channels, length = window.shape
+        # A window of one row has nowhere to move to.
+        if length > 1:
+            window = self._move(window, random)
         gain = (torch.randn(count, channels, 1, generator=random) * self.gain).exp()
         offset = torch.randn(count, channels, 1, generator=random) * self.offset
         level = torch.rand(count, 1, 1, generator=random) * self.noise
@@ -61,3 +74,15 @@ class Augmentation:
             return window.gather(2, index[:, None, :].expand_as(window))
 
         return take(lower) * (1 - fraction) + take(upper) * fraction
+
+
+TABULAR = Augmentation(gain=0.0, offset=0.3, noise=0.1, speed=0.0, shift=0.0)
+"""Process values have levels of their own on every device, and a place in the window that means something; a
+factor on a temperature would be nonsense."""
+
+
+def default_variation(backbone: str) -> Variation:
+    """Return what suits the data that a backbone is for."""
+    if backbone == "conv2d":
+        return ImageAugmentation()
+    return TABULAR if backbone == "mlp" else Augmentation()

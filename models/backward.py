@@ -41,6 +41,10 @@ def convolution_backward(  # noqa: PLR0917 - the operator's signature
         raise ExportError("a grouped or transposed convolution below an adapter is not supported")
     convolution = torch.ops.aten.convolution.default
     dimensions = range(value.dim() - 2)
+    # One number may stand for all dimensions, as padding="valid" leaves it.
+    stride, padding, dilation = (
+        [*given] * (len(dimensions) if len(given) == 1 else 1) for given in (stride, padding, dilation)
+    )
     of_value = of_weight = of_bias = None
     if output_mask[0]:
         # Rows at the end that no kernel position reached get a zero gradient through output padding.

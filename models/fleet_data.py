@@ -1,11 +1,12 @@
-"""The labelled windows of a fleet's source devices, as Lightning wants them.
+"""The labelled windows or pictures of a fleet's source devices, as Lightning wants them.
 
 Opens the recordings of a fleet directory (`fleet.toml` and one folder per device); what a valid recording
-is, and how it is cut, protocol decides. Edge devices' folders are never read: their data do not move.
-Held out are the last windows of every class of every recording, so that neighbours in time, which look
-alike, do not stand on both sides.
+or picture is, and how it is cut, protocol decides. Edge devices' folders are never read: their data do not
+move. Held out are the last windows of every class of every recording, and the last pictures of every class of
+every device, so that neighbours in time, which look alike, do not stand on both sides.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +23,11 @@ from protocol import recording as recording_format
 from protocol import windows as windowing
 from protocol.errors import DataError
 from protocol.fleet import FleetDescription
+from protocol.image import SUFFIXES as PICTURES
 from protocol.input_schema import InputSchema, WindowSpec
+from protocol.recording import Recording
 from protocol.windows import Windows
+from runtime.pictures import pictures_in, read_picture
 
 FLEET_FILE = "fleet.toml"
 SUFFIXES = (".csv", ".parquet")
@@ -35,13 +39,13 @@ class SourceWindows:
     """Labelled windows of all the source devices, in two parts."""
 
     x: Tensor
-    """float32 [n, channels, length], to train on."""
+    """float32 [n, *input_shape], to train on."""
     y: Tensor
     """int64 [n]."""
     group: Tensor
     """int64 [n]: device and class, numbered; every group is drawn equally often within its class."""
     held_x: Tensor
-    """float32 [m, channels, length], to choose the epoch by."""
+    """float32 [m, *input_shape], to choose the epoch by."""
     held_y: Tensor
     """int64 [m]."""
 
@@ -63,7 +67,8 @@ class SourceDevices(pl.LightningDataModule):
     def normalisation(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel of the training part, float32 [channels] each."""
         x = self.windows.x.double()
-        return x.mean((0, 2)).float(), x.std((0, 2), correction=0).float()
+        others = (0, *range(2, x.dim()))
+        return x.mean(others).float(), x.std(others, correction=0).float()
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Batches in which all classes, and within a class all devices, come equally often."""
@@ -120,8 +125,7 @@ def read_sources(fleet_dir: Path, fleet: FleetDescription, held_out: float) -> S
     kept: list[tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]] = []
     held: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
     for index, device in enumerate(devices):
-        for file in _recordings(fleet_dir / device.id):
-            windows = _read(file, fleet.schema, fleet.window)
+        for windows in _windows(fleet_dir / device.id, fleet):
             training, later = _divide(windows, fleet.window, held_out)
             labels = windows.y[training]
             kept.append((windows.x[training], labels, labels + index * len(fleet.schema.classes)))
@@ -131,10 +135,42 @@ def read_sources(fleet_dir: Path, fleet: FleetDescription, held_out: float) -> S
     for label, name in enumerate(fleet.schema.classes):
         if not (y == label).any():
             raise TrainingError(
-                f"class {name!r}: the source devices have no labelled window of {fleet.window.length} rows",
-                "label more data, or use shorter windows",
+                f"class {name!r}: the source devices have no labelled {_inputs(fleet)}",
+                "label more data" + ("" if fleet.schema.of_images else ", or use shorter windows"),
             )
     return SourceWindows(x, y, group, held_x, held_y)
+
+
+def _windows(folder: Path, fleet: FleetDescription) -> Iterator[Windows]:
+    """Cut each recording of a device; its pictures are one recording."""
+    if fleet.schema.of_images:
+        yield windowing.cut(_read_pictures(folder, fleet.schema), fleet.window)
+        return
+    for file in _recordings(folder):
+        yield _read(file, fleet.schema, fleet.window)
+
+
+def _inputs(fleet: FleetDescription) -> str:
+    return "picture" if fleet.schema.of_images else f"window of {fleet.window.length} rows"
+
+
+def _read_pictures(folder: Path, schema: InputSchema) -> Recording:
+    try:
+        files, errors = pictures_in(folder, schema)
+        if errors:
+            raise errors[0]
+        labelled = [file for file in files if file.label >= 0]
+        if not labelled:
+            raise TrainingError(
+                f"{folder}: expected a folder of pictures ({', '.join(PICTURES)}) for each class, found none",
+                f"name the folders {', '.join(schema.classes)}",
+            )
+        samples = np.stack([read_picture(file, schema) for file in labelled])
+    except OSError as error:
+        raise TrainingError(f"{folder}: not readable: {error.strerror}") from error
+    except DataError as error:
+        raise TrainingError(f"{folder}: {error}") from error
+    return Recording(folder.name, samples, np.array([file.label for file in labelled], np.int64))
 
 
 def _recordings(folder: Path) -> list[Path]:

@@ -56,7 +56,11 @@ def to_onnx(
         ) from error
     if exported is None:
         raise ExportError(f"the exporter returned no graph for {', '.join(output_names)}")
-    model = exported.model_proto
+    return finished(exported.model_proto)
+
+
+def finished(model: onnx.ModelProto) -> bytes:
+    """Strip a model in place, check it and return its bytes."""
     _strip(model)
     onnx.checker.check_model(model, full_check=True)
     data: bytes = model.SerializeToString(deterministic=True)
@@ -66,7 +70,7 @@ def to_onnx(
 def load(data: bytes) -> onnxruntime.InferenceSession:
     """Open a graph in onnxruntime on the CPU, quietly and with one thread (small graphs, shared machines)."""
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors come as exceptions, and not on the screen as well
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
@@ -88,9 +92,10 @@ def _strip(model: onnx.ModelProto) -> None:
     graph.doc_string, graph.name = "", "graph"
     del graph.metadata_props[:]
     del graph.value_info[:]
-    for node in graph.node:
+    for index, node in enumerate(graph.node):
         node.doc_string = ""
-        node.name = ""
+        # onnxruntime before 1.20 derives names from these, and two equal ones are an error.
+        node.name = f"node{index}"
         del node.metadata_props[:]
     for value in [*graph.input, *graph.output, *graph.initializer]:
         value.doc_string = ""

@@ -3,6 +3,7 @@
 Verification does what a device does before it trusts a package, and more: it runs every graph once.
 """
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -46,13 +47,14 @@ def describe(data: bytes, publisher: PublicKey | None) -> dict[str, Any]:
         "sha256": package.sha256.hex(),
         "bytes": len(data),
         "signature": signature,
-        "schema": {**vars(manifest.schema)},
+        "schema": {name: value for name, value in asdict(manifest.schema).items() if value is not None},
         "window": {**vars(manifest.window)},
         "parameters": manifest.parameters,
         "segments": {segment.name: segment.size for segment in manifest.segments},
         "batch": manifest.batch,
         "feature_size": manifest.feature_size,
         "backbone_sha256": manifest.backbone_sha256.hex(),
+        "engines": manifest.engines,
         "members": {name: len(content) for name, content in sorted(package.members.items())},
         "parity": {**vars(manifest.parity)},
         "metrics": dict(sorted(manifest.metrics.items())),
@@ -94,11 +96,11 @@ Shapes = dict[str, tuple[str, tuple[int, ...]]]
 def _expected(manifest: Manifest) -> list[tuple[str, Shapes, Shapes]]:
     """Inputs and outputs of every graph, with types and shapes, as protocol/package.py defines them."""
     batch, width = manifest.batch, manifest.parameters
-    channels, classes = len(manifest.schema.channels), len(manifest.schema.classes)
+    classes = len(manifest.schema.classes)
     adapter: Shapes = {"adapter": ("float32", (width,))}
     features: Shapes = {"features": ("float32", (batch, manifest.feature_size))}
     rows: Shapes = {"labels": ("int64", (batch,)), "weights": ("float32", (batch,))}
-    window: Shapes = {"window": ("float32", (batch, channels, manifest.window.length))}
+    window: Shapes = {"window": ("float32", (batch, *manifest.input_shape))}
     return [
         (PREFIX, window, features),
         (STEP, adapter | features | rows, {"loss": ("float32", ()), "gradient": ("float32", (width,))}),

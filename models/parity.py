@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from models import graphs
 from models.adapters import AdaptedModule
+from models.tracing import Cut
 from models.training_step import unflatten, weighted_loss
 from protocol.package import Parity
 
@@ -59,6 +60,8 @@ def measure(
     windows: Tensor,
     classes: int,
     batches: int = 3,
+    *,
+    inputs: Tensor | None = None,
 ) -> Parity:
     """Compare the graphs with torch on random adapters and batches; the last batch is short.
 
@@ -71,6 +74,7 @@ def measure(
         windows: float32 [batch, channels, length].
         classes: number of classes.
         batches: how many batches to compare.
+        inputs: what the module takes, where a frozen graph stands before it; the windows if None.
 
     Returns:
         The largest relative L2 error of each output over all batches.
@@ -78,6 +82,7 @@ def measure(
     prefix, step, predict = (graphs.load(member) for member in members)
     random = torch.Generator().manual_seed(0)
     rows = windows.shape[0]
+    taken = windows if inputs is None else inputs
     initial = module.flat_adapter()
     (cached,) = graphs.run(prefix, window=windows.numpy())
     errors = []
@@ -90,7 +95,7 @@ def measure(
         features = cached[order.numpy()]
         features[used:] = 0
         adapter = initial + 0.05 * torch.randn(initial.shape, generator=random)
-        expected = reference(module, adapter, windows[order[:used]], labels[:used], weights[:used])
+        expected = reference(module, adapter, taken[order[:used]], labels[:used], weights[:used])
         loss, gradient = graphs.run(
             step, adapter=adapter.numpy(), features=features, labels=labels.numpy(), weights=weights.numpy()
         )
@@ -103,6 +108,55 @@ def measure(
             )
         )
     # max() would skip a NaN that does not come first.
+    worst = np.max(np.array(errors), axis=0)
+    return Parity(*(float(error) for error in worst))
+
+
+def measure_step(
+    module: AdaptedModule,
+    parts: Cut,
+    members: tuple[bytes, bytes],
+    features: NDArray[np.float32],
+    batches: int = 3,
+) -> Parity:
+    """Compare step and prediction with torch on given features, for a prefix that is not torch's own.
+
+    Args:
+        module: in evaluation mode.
+        parts: the module in two parts; the reference is the second one, differentiated by autograd.
+        members: step.onnx and predict.onnx.
+        features: as the device has them, float32 [batch, feature_size].
+        batches: how many batches to compare.
+
+    Returns:
+        The largest relative L2 error of each output over all batches.
+    """
+    step, predict = (graphs.load(member) for member in members)
+    named = dict(module.named_parameters())
+    shapes = [named[name].shape for name in module.trainable()]
+    random = torch.Generator().manual_seed(1)
+    initial = module.flat_adapter()
+    errors = []
+    for _ in range(batches):
+        rows = features[torch.randperm(len(features), generator=random).numpy()]
+        labels = torch.randint(0, parts.classes, (len(rows),), generator=random)
+        weights = torch.rand(len(rows), generator=random) + 0.5
+        adapter = initial + 0.05 * torch.randn(initial.shape, generator=random)
+        flat = adapter.clone().requires_grad_()
+        logits = parts.tail(*unflatten(flat, shapes), torch.from_numpy(rows))
+        loss = weighted_loss(logits, labels, weights)
+        (gradient,) = torch.autograd.grad(loss, [flat])
+        found_loss, found_gradient = graphs.run(
+            step, adapter=adapter.numpy(), features=rows, labels=labels.numpy(), weights=weights.numpy()
+        )
+        (found_logits,) = graphs.run(predict, adapter=adapter.numpy(), features=rows)
+        errors.append(
+            (
+                relative_error(found_loss, np.float32(loss.detach())),
+                relative_error(found_gradient, gradient.numpy()),
+                relative_error(found_logits, logits.detach().numpy()),
+            )
+        )
     worst = np.max(np.array(errors), axis=0)
     return Parity(*(float(error) for error in worst))
 

@@ -19,10 +19,10 @@ from pytorch_lightning.callbacks import RichProgressBar
 from torch import Tensor
 from torch.nn import functional
 
-from models.augmentation import Augmentation
-from models.backbones import Conv1dBackbone
+from models.augmentation import Variation, default_variation
+from models.backbones import AUTO, Backbone, choose
 from models.errors import TrainingError
-from models.fleet_data import SourceDevices
+from models.fleet_data import SourceDevices, SourceWindows, read_fleet
 from protocol.input_schema import InputSchema, WindowSpec
 
 EPOCHS = 30
@@ -35,19 +35,21 @@ LABEL_SMOOTHING = 0.05
 class Pretrained:
     """A backbone, what it takes in and how well it does."""
 
-    backbone: Conv1dBackbone
+    backbone: Backbone
     """In evaluation mode."""
     schema: InputSchema
     window: WindowSpec
     metrics: dict[str, float]
     windows: Tensor
-    """Some held-out windows, float32 [n, channels, length], to measure parity on."""
+    """Some held-out windows or pictures, float32 [n, *input_shape], to measure parity on."""
+    source: SourceWindows
+    """All the labelled windows, to measure what an int8 prefix costs."""
 
 
 class Pretraining(pl.LightningModule):
     """Cross-entropy on augmented windows; keeps the best epoch's weights."""
 
-    def __init__(self, backbone: Conv1dBackbone, augmentation: Augmentation, steps: int, seed: int) -> None:
+    def __init__(self, backbone: Backbone, augmentation: Variation, steps: int, seed: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.augmentation = augmentation
@@ -104,25 +106,30 @@ def pretrain(
     epochs: int = EPOCHS,
     batch: int = 64,
     held_out: float = 0.2,
-    augmentation: Augmentation | None = None,
+    backbone: str = AUTO,
+    augmentation: Variation | None = None,
     progress: bool = False,
 ) -> Pretrained:
-    """Train a `Conv1dBackbone` on the labelled windows of a fleet's source devices.
+    """Train a backbone on the labelled windows or pictures of a fleet's source devices.
 
     Args:
-        fleet_dir: holds fleet.toml and one folder of recordings per device.
+        fleet_dir: holds fleet.toml and one folder of recordings or pictures per device.
         seed: of the weights, the batches and the augmentation.
         epochs: passes over the source windows.
         batch: windows per step.
         held_out: share of the windows, the last in time, to choose the epoch by.
-        augmentation: how windows are varied; the default suits vibration and motion.
+        backbone: one of BACKBONES; "auto": what suits the fleet's data.
+        augmentation: how windows are varied; None: what suits the backbone.
         progress: show a progress bar.
 
     Raises:
         TrainingError: the fleet's data are malformed or not enough.
+        AdapterError: no such backbone, or it does not fit the fleet's data.
     """
     if epochs < 1 or batch < 2:
         raise TrainingError(f"expected at least 1 epoch and batches of 2, got {epochs} and {batch}")
+    fleet = read_fleet(fleet_dir)
+    kind = choose(backbone, fleet.schema, fleet.window)
     data = SourceDevices(fleet_dir, batch=batch, held_out=held_out, seed=seed)
     trained_on, held = len(data.windows.y), len(data.windows.held_y)
     if trained_on < 2 or not held:
@@ -134,22 +141,23 @@ def pretrain(
         # Lightning advises worker processes and loggers, neither of which a run of a minute needs.
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
-        backbone = Conv1dBackbone.build(data.fleet.schema, data.fleet.window)
-        backbone.set_normalisation(*data.normalisation())
+        network = kind.build(fleet.schema, fleet.window)
+        network.set_normalisation(*data.normalisation())
         steps = epochs * len(data.train_dataloader())
-        training = Pretraining(backbone, augmentation or Augmentation(), steps, seed)
+        training = Pretraining(network, augmentation or default_variation(kind.NAME), steps, seed)
         _trainer(epochs, progress=progress).fit(training, datamodule=data)
-    backbone.load_state_dict(training.best_state)
+    network.load_state_dict(training.best_state)
     counts = {
         "source_windows": float(trained_on),
         "held_out_windows": float(held),
     }
     return Pretrained(
-        backbone.eval(),
-        data.fleet.schema,
-        data.fleet.window,
+        network.eval(),
+        fleet.schema,
+        fleet.window,
         training.best | counts,
         data.windows.held_x[:256],
+        data.windows,
     )
 
 

@@ -61,7 +61,7 @@ def import_module(reference: str, folder: Path) -> nn.Module:
 
 
 def read_schema(file: Path) -> tuple[InputSchema, WindowSpec]:
-    """Read [schema] and [window] from a TOML file; a fleet.toml, with its devices, is one.
+    """Read [schema] and [window] or [image] from a TOML file; a fleet.toml, with its devices, is one.
 
     Raises:
         ModelError: the file is missing or malformed.
@@ -77,12 +77,13 @@ def read_schema(file: Path) -> tuple[InputSchema, WindowSpec]:
         if "device" in document:
             fleet = fleet_format.parse(text, str(file))
             return fleet.schema, fleet.window
-        unknown = sorted(set(document) - {"schema", "window"})
-        if unknown or len(document) != 2:
-            raise ModelError(f"{file}: expected the tables [schema] and [window], got {sorted(document)}")
+        if len(document) != 2 or "schema" not in document or not {"window", "image"} & set(document):
+            expected = "[schema] and [window], of pictures [schema] and [image]"
+            raise ModelError(f"{file}: expected the tables {expected}, got {sorted(document)}")
+        inputs = fleet_format.inputs_of(document)
         return (
-            from_named(InputSchema, document["schema"], "schema"),
-            from_named(WindowSpec, document["window"], "window"),
+            from_named(InputSchema, inputs["schema"], "schema"),
+            from_named(WindowSpec, inputs.get("window", {}), "window"),
         )
     except DataError as error:
         raise ModelError(str(error)) from error

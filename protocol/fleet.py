@@ -1,16 +1,18 @@
 """The description of a fleet, fleet.toml: what is sensed, by which devices, and how data are held out.
 
-A fleet directory holds this file and one folder of recordings per device, named by the device's id.
-Only the description lives here; simulation/recordings.py opens the files.
+A fleet directory holds this file and one folder of recordings or pictures per device, named by the device's
+id. Only the description lives here; simulation/recordings.py and runtime/pictures.py open the files.
 """
 
 import json
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from protocol.errors import DataError, SchemaError
-from protocol.input_schema import InputSchema, WindowSpec
+from protocol.input_schema import IMAGE, ONE_PICTURE, InputSchema, WindowSpec
 from protocol.records import from_named
 
 if sys.version_info >= (3, 11):
@@ -81,6 +83,8 @@ class FleetDescription:
     def __post_init__(self) -> None:
         if not self.devices:
             raise ValueError("devices: expected at least one")
+        if self.schema.of_images and self.split.by != "time":
+            raise ValueError(f"split: by: expected 'time' for pictures, got {self.split.by!r}")
         seen: set[str] = set()
         for index, device in enumerate(self.devices):
             if device.id in seen:
@@ -93,7 +97,7 @@ class FleetDescription:
 
 
 def parse(text: str, name: str = "fleet.toml") -> FleetDescription:
-    """Parse a fleet description; tables [schema], [window], [split] (optional) and [[device]].
+    """Parse a fleet description; tables [schema], [window] or [image], [split] (optional) and [[device]].
 
     Args:
         text: the TOML document.
@@ -112,10 +116,31 @@ def parse(text: str, name: str = "fleet.toml") -> FleetDescription:
     # Each [[device]] table describes one; as a field of the record they are devices.
     document["devices"] = document.pop("device", [])
     try:
-        return from_named(FleetDescription, document)
+        return from_named(FleetDescription, inputs_of(document))
     except SchemaError as error:
-        message = str(error).removeprefix("FleetDescription: ")
+        message = str(error).removeprefix("FleetDescription: ").replace("schema.image", "image", 1)
         raise DataError(f"{name}: {message}") from None
+
+
+def inputs_of(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring a document with [image] in place of [window] into the form of the records.
+
+    Raises:
+        SchemaError: pictures are described like time series.
+    """
+    schema = document.get("schema")
+    if not isinstance(schema, Mapping) or schema.get("kind") != IMAGE:
+        return dict(document)
+    if "window" in document:
+        raise SchemaError("window: only for time series; pictures have a table [image]")
+    if "image" in schema:
+        raise SchemaError("schema.image: expected height and width in a table [image]")
+    rest = {name: value for name, value in document.items() if name != "image"}
+    moved = {"image": document["image"]} if "image" in document else {}
+    # Only a replay asks how many pictures a second there are.
+    rest["schema"] = {"sample_rate_hz": 1.0, **schema, **moved}
+    rest["window"] = {"length": ONE_PICTURE.length, "stride": ONE_PICTURE.stride}
+    return rest
 
 
 def dump(fleet: FleetDescription) -> str:
@@ -131,10 +156,7 @@ def dump(fleet: FleetDescription) -> str:
         f"channels = [{', '.join(map(_text, schema.channels))}]",
         f"sample_rate_hz = {float(schema.sample_rate_hz)!r}",
         f"classes = [{', '.join(map(_text, schema.classes))}]",
-        "",
-        "[window]",
-        f"length = {window.length}",
-        f"stride = {window.stride}",
+        *_size(schema, window),
         "",
         "[split]",
         f"by = {_text(split.by)}",
@@ -149,6 +171,12 @@ def dump(fleet: FleetDescription) -> str:
             f"role = {_text(device.role)}",
         ]
     return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _size(schema: InputSchema, window: WindowSpec) -> list[str]:
+    if schema.image is None:
+        return ["", "[window]", f"length = {window.length}", f"stride = {window.stride}"]
+    return ["", "[image]", f"height = {schema.image.height}", f"width = {schema.image.width}"]
 
 
 def _text(value: str) -> str:

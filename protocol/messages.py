@@ -5,9 +5,7 @@ COSE_Sign1 envelope whose signature is bound to the topic. So the topic tells ki
 and device, and none of them can be changed on the way.
 """
 
-import hashlib
 import math
-import zlib
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -16,7 +14,6 @@ from numpy.typing import NDArray
 
 from protocol import cbor, records
 from protocol.artifacts import Artifact
-from protocol.errors import ArtifactError
 from protocol.signing import PrivateKey, PublicKey, sign, signed_payload, verify
 from protocol.topics import check_name, context
 
@@ -26,7 +23,7 @@ VERDICTS = ("counted", "duplicate", "late", "refused")
 MAX_COUNT = (1 << 63) - 1
 """Of numbers that a database keeps."""
 BASE_BYTES = 8
-"""Of a release's name in an update: enough to notice a mix-up, and the signature covers the rest."""
+"""Of a release's name in a message: enough to notice a mix-up, and the signature covers the rest."""
 CHOICES = ("backbone", "local", "global", "personal")
 DEFAULTS = ("local", "personal")
 
@@ -63,6 +60,15 @@ class TrainingPolicy:
     """Most labelled windows that a device's update counts for."""
     holdout_fraction: float = 0.3
     """Share of the labelled windows, the latest, that a device keeps for its gate."""
+    accumulation: int = 1
+    """Batches per step of the optimiser."""
+    replay_share: float = 0.25
+    """Share of each batch that comes from the replay buffer, where a device has something in it."""
+    early_stopping: int = 0
+    """Epochs without a better held-out loss after which training stops, and the best epoch is kept; 0: never.
+    The gate then judges on windows that chose the epoch."""
+    learning_rate_factors: dict[str, float] = field(default_factory=dict)
+    """By segment of the adapter, what its learning rate is multiplied by; 0 freezes it."""
 
     def __post_init__(self) -> None:
         if self.optimizer not in ("adamw", "sgd"):
@@ -75,6 +81,12 @@ class TrainingPolicy:
         _check_range("step_ratio", self.step_ratio, 0.25, 16)
         _check_range("maximum_weight", self.maximum_weight, 1, 1 << 16)
         _check_range("holdout_fraction", self.holdout_fraction, 0, 0.9)
+        _check_range("accumulation", self.accumulation, 1, 1024)
+        _check_range("replay_share", self.replay_share, 0, 0.9)
+        _check_range("early_stopping", self.early_stopping, 0, 1000)
+        _check_range("number of learning_rate_factors", len(self.learning_rate_factors), 0, 256)
+        for name, factor in self.learning_rate_factors.items():
+            _check_range(f"learning_rate_factors of {name!r}", factor, 0, 100)
 
 
 @dataclass(frozen=True)
@@ -210,23 +222,31 @@ class Release:
     number: int
     """Grows by one with every release, over all packages; a device never goes back."""
     package: bytes
-    parent: bytes
-    """SHA-256 of the adapter before; empty for a package's initial adapter."""
+    base: bytes
+    """First 8 bytes of the SHA-256 of the adapter that `body` is a difference to; empty: to none."""
     adapter_sha256: bytes
     """SHA-256 of the float32 little-endian bytes of the adapter: the release's name."""
     body: bytes
-    """Those bytes, compressed with zlib."""
+    """With a base: entropy-coded symbols of the difference. Without: the whole adapter, coded as a keyframe
+    is; empty for a package's initial adapter, which every device has (see release_coding.py)."""
     updates: int = 0
     weight: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     default: str = "local"
     """What a device uses unless its own held-out windows show otherwise: "local" or "personal"."""
+    steps: bytes = b""
+    """Quantisation step of each segment of the difference; empty without a base."""
+    keyframe: Artifact | None = None
+    """The whole adapter, for devices that lack the base to pull in chunks; None: the body is enough."""
 
     def __post_init__(self) -> None:
         _check_range("number", self.number, 0, 1 << 40)
         _check_hash("package", self.package)
-        _check_hash("parent", self.parent, empty=True)
+        if len(self.base) not in (0, BASE_BYTES):
+            raise ValueError(f"base: expected {BASE_BYTES} bytes or none, got {len(self.base)}")
         _check_hash("adapter_sha256", self.adapter_sha256)
+        if self.steps and not self.base:
+            raise ValueError(f"steps: expected none without a base, got {len(self.steps)} bytes")
         if self.default not in DEFAULTS:
             raise ValueError(f"default: expected one of {', '.join(DEFAULTS)}, got {self.default!r}")
 
@@ -293,26 +313,6 @@ LIMITS: dict[type, int] = {
 def adapter_bytes(adapter: NDArray[np.float32]) -> bytes:
     """The bytes of an adapter that its SHA-256, and so the name of a release, is taken of."""
     return np.ascontiguousarray(adapter, "<f4").tobytes()
-
-
-def release_adapter(release: Release, parameters: int) -> NDArray[np.float32]:
-    """Unpack the adapter of a release, float32 [parameters], and check it against the release's name.
-
-    Raises:
-        ArtifactError: another size, hash, or values that are not finite.
-    """
-    expected = 4 * parameters
-    inflater = zlib.decompressobj()
-    try:
-        raw = inflater.decompress(release.body, expected + 1)
-    except zlib.error as error:
-        raise ArtifactError(f"the release's body is not readable: {error}") from error
-    if len(raw) != expected or hashlib.sha256(raw).digest() != release.adapter_sha256:
-        raise ArtifactError("the release's body does not have the announced size and hash")
-    adapter = np.frombuffer(raw, "<f4").astype(np.float32)
-    if not np.isfinite(adapter).all():
-        raise ArtifactError("the release's adapter holds NaN or infinite values")
-    return adapter
 
 
 def seal(message: Any, key: PrivateKey, topic: str) -> bytes:

@@ -8,14 +8,20 @@ An archive is a ZIP of stored (uncompressed) members with fixed dates, so equal 
     predict.onnx         (adapter, features) -> logits
     adapter.safetensors  the initial adapter: one float32 vector named "adapter"
 
+and, where the manifest's `engines` name them, the same graphs for other runtimes:
+
+    training_model.onnx, training_checkpoint        onnxruntime-training: in the place of step.onnx
+    prefix.tflite, step.tflite, predict.tflite      litert; the labels are int32 there
+
 Tensors of the graphs, all with a fixed batch of `manifest.batch` rows (short batches are padded with
 weight 0):
 
-    window    float32 [batch, channels, length]      features  float32 [batch, feature_size]
+    window    float32 [batch, *input_shape]          features  float32 [batch, feature_size]
     adapter   float32 [parameters]                   labels    int64   [batch]
     weights   float32 [batch]                        loss      float32 []
     gradient  float32 [parameters]                   logits    float32 [batch, classes]
 
+`input_shape` is [channels, length], of pictures [channels, height, width].
 `loss` is the cross-entropy, summed with `weights` and divided by their sum; `gradient` is that of the loss.
 The manifest names the SHA-256 of every other member. This module works on bytes in memory.
 """
@@ -46,6 +52,15 @@ MANIFEST, PREFIX, STEP, PREDICT, ADAPTER = (
     "adapter.safetensors",
 )
 MEMBERS = (PREFIX, STEP, PREDICT, ADAPTER)
+TRAINING_MODEL, TRAINING_CHECKPOINT = "training_model.onnx", "training_checkpoint"
+PREFIX_TFLITE, STEP_TFLITE, PREDICT_TFLITE = "prefix.tflite", "step.tflite", "predict.tflite"
+ONNXRUNTIME, ONNXRUNTIME_TRAINING, LITERT = "onnxruntime", "onnxruntime-training", "litert"
+ENGINES: Mapping[str, tuple[str, ...]] = {
+    ONNXRUNTIME: (PREFIX, STEP, PREDICT),
+    ONNXRUNTIME_TRAINING: (PREFIX, TRAINING_MODEL, TRAINING_CHECKPOINT, PREDICT),
+    LITERT: (PREFIX_TFLITE, STEP_TFLITE, PREDICT_TFLITE),
+}
+"""Training engines, and the members that each of them needs."""
 MAX_PACKAGE_BYTES = 512 * 1024 * 1024
 MAX_MANIFEST_BYTES = 1024 * 1024
 MAX_PARAMETERS = 4_000_000
@@ -98,6 +113,9 @@ class Manifest:
     metrics: dict[str, float] = field(default_factory=dict)
     """What the exporter measured, e.g. held-out accuracy of the untouched backbone head."""
     description: str = ""
+    engines: tuple[str, ...] = (ONNXRUNTIME,)
+    """Training engines that the package has members for. Names that this version does not know are kept: a
+    newer exporter may write for more."""
 
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:
@@ -114,11 +132,17 @@ class Manifest:
             raise ValueError(f"files: expected at least {', '.join(MEMBERS)}")
         if self.files[PREFIX] != self.backbone_sha256:
             raise ValueError("backbone_sha256: expected the hash of prefix.onnx")
+        self._check_engines()
 
     @property
     def parameters(self) -> int:
         """Length of the flat adapter vector."""
         return sum(segment.size for segment in self.segments)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input: (channels, length), of pictures (channels, height, width)."""
+        return self.schema.input_shape(self.window)
 
     def slices(self) -> dict[str, slice]:
         """Where each segment stands in the flat adapter vector."""
@@ -127,6 +151,14 @@ class Manifest:
             slices[segment.name] = slice(start, start + segment.size)
             start += segment.size
         return slices
+
+    def _check_engines(self) -> None:
+        if ONNXRUNTIME not in self.engines or len(set(self.engines)) != len(self.engines):
+            raise ValueError(f"engines: expected {ONNXRUNTIME}, and no name twice, got {self.engines}")
+        for engine in self.engines:
+            missing = set(ENGINES.get(engine, ())) - set(self.files)
+            if missing:
+                raise ValueError(f"files: expected {min(missing)} for the engine {engine}")
 
 
 @dataclass(frozen=True)
@@ -269,10 +301,19 @@ def _check_hash(name: str, expected: bytes, found: bytes) -> None:
 
 __all__ = [
     "ADAPTER",
+    "ENGINES",
+    "LITERT",
     "MEMBERS",
+    "ONNXRUNTIME",
+    "ONNXRUNTIME_TRAINING",
     "PREDICT",
+    "PREDICT_TFLITE",
     "PREFIX",
+    "PREFIX_TFLITE",
     "STEP",
+    "STEP_TFLITE",
+    "TRAINING_CHECKPOINT",
+    "TRAINING_MODEL",
     "Manifest",
     "ModelPackage",
     "Parity",

@@ -66,7 +66,8 @@ def quantise(
     steps = bytearray()
     for part in segments:
         values = vector[part].astype(np.float64)
-        mantissa, exponent = _round_step(min(MAX_STEP, step_ratio * float(np.sqrt(np.mean(values**2)))))
+        wanted = min(MAX_STEP, step_ratio * float(np.sqrt(np.mean(values**2))))
+        mantissa, exponent = round_step(int(np.ldexp(wanted, FRACTION_BITS)))
         steps += bytes([mantissa, exponent])
         if mantissa:
             step = (mantissa << exponent) / (1 << FRACTION_BITS)
@@ -107,9 +108,8 @@ def to_float(fixed: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.ldexp(fixed.astype(np.float64), -FRACTION_BITS)
 
 
-def _round_step(step: float) -> tuple[int, int]:
-    """Round a step to 8 significant bits, so that it costs two bytes and is an integer of units."""
-    units = int(np.ldexp(step, FRACTION_BITS))
+def round_step(units: int) -> tuple[int, int]:
+    """Round a step in units of 2**-30 to 8 significant bits, two bytes: (mantissa, exponent)."""
     if units == 0:
         return 0, 0
     exponent = max(0, units.bit_length() - 8)

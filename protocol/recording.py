@@ -36,12 +36,13 @@ class Recording:
     name: str
     """Where it came from, for messages; usually a file name."""
     samples: NDArray[np.float32]
-    """[rows, channels], finite, columns in the order of the schema's channels."""
+    """[rows, channels], finite, columns in the order of the schema's channels; of pictures
+    [rows, channels, height, width], one picture per row."""
     labels: NDArray[np.int64]
     """[rows], index into the schema's classes; -1 where unlabelled."""
 
     def __post_init__(self) -> None:
-        if self.samples.ndim != 2 or self.labels.shape != self.samples.shape[:1]:
+        if self.samples.ndim not in (2, 4) or self.labels.shape != self.samples.shape[:1]:
             raise ValueError(
                 f"{self.name}: expected samples [rows, channels] and labels [rows], "
                 f"got {list(self.samples.shape)} and {list(self.labels.shape)}"

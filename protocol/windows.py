@@ -20,7 +20,7 @@ class Windows:
     """n windows of equal length."""
 
     x: NDArray[np.float32]
-    """[n, channels, length], contiguous: as the model takes it."""
+    """[n, channels, length], of pictures [n, channels, height, width]; contiguous: as the model takes it."""
     y: NDArray[np.int64]
     """[n], class index; -1 where unlabelled."""
     recording: NDArray[np.int64]
@@ -37,8 +37,12 @@ def cut(recording: Recording, window: WindowSpec) -> Windows:
 
     A window has the label that all its rows share. Where some rows are unlabelled, it is unlabelled;
     where its rows carry two different labels, it is dropped: it belongs to neither class, and as an
-    unlabelled window it would teach the transition as if it were a state.
+    unlabelled window it would teach the transition as if it were a state. Every picture is one window.
     """
+    if recording.samples.ndim > 2:
+        every = np.arange(len(recording.labels))
+        samples = np.ascontiguousarray(recording.samples, np.float32)
+        return Windows(samples, recording.labels, np.zeros_like(every), every)
     rows, channels = recording.samples.shape
     if rows < window.length:
         nothing = np.zeros(0, np.int64)

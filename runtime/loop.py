@@ -21,8 +21,8 @@ class Program(Protocol):
     def handle(self, topic: str, payload: bytes) -> None:
         """A message came; when this returns, its effect is on disk."""
 
-    def tick(self) -> None:
-        """Time passed."""
+    def tick(self) -> float | None:
+        """Time passed; returns in how many seconds there is work to go on with, None: nothing in a hurry."""
 
     def will(self) -> tuple[str, bytes]:
         """Topic and message of going away."""
@@ -63,5 +63,5 @@ def _drive(program: Program, link: Link, stopping: threading.Event, tick_seconds
             program.handle(event.topic, event.payload)
             link.acknowledge(event)  # after the commit: a message is lost nowhere in between
         if time.monotonic() >= next_tick:
-            program.tick()
-            next_tick = time.monotonic() + tick_seconds
+            wanted = program.tick()
+            next_tick = time.monotonic() + min(tick_seconds, tick_seconds if wanted is None else wanted)

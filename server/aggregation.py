@@ -13,7 +13,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.quantisation import FRACTION_BITS, VALUE_BITS, to_float
+from protocol.quantisation import FRACTION_BITS, VALUE_BITS
 from server.errors import ServerError
 
 MAX_TOTAL_WEIGHT = (1 << (63 - VALUE_BITS)) - 1
@@ -76,7 +76,6 @@ class WeightedMean:
         self.weight += other.weight
         self.updates += other.updates
 
-    def apply(self, base: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Add the mean to `base`, float32 [parameters]; the result has the same bits everywhere."""
-        mean = self.total // max(1, self.weight)
-        return (base.astype(np.float64) + to_float(mean)).astype(np.float32)
+    def mean(self) -> NDArray[np.int64]:
+        """The mean so far, int64 [parameters] in units of 2**-30, below 2**36 in magnitude."""
+        return self.total // max(1, self.weight)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from protocol.messages import TrainingPolicy
+from protocol.release_coding import MAX_STEP_RATIO, MIN_STEP_RATIO
 from protocol.topics import check_name
 from runtime import configuration
 from runtime.link import BrokerConfig
@@ -32,6 +33,9 @@ class ServerConfig:
     round: RoundPolicy = field(default_factory=RoundPolicy)
     training: TrainingPolicy = field(default_factory=TrainingPolicy)
     maximum_update_bytes: int = 4 * 1024 * 1024
+    release_step_ratio: float = 2.0
+    """Quantisation step of a release in root mean squares of its difference to the one before: larger means
+    fewer bytes to every device, and more of each round that only comes with the next release."""
 
     def __post_init__(self) -> None:
         check_name(self.federation)
@@ -39,6 +43,11 @@ class ServerConfig:
             raise ValueError(f"enrolment: expected {' or '.join(ENROLMENT)}, got {self.enrolment!r}")
         if not 1024 <= self.maximum_update_bytes <= 16 * 1024 * 1024:
             raise ValueError("maximum_update_bytes: expected 1 KiB to 16 MiB")
+        if not MIN_STEP_RATIO <= self.release_step_ratio <= MAX_STEP_RATIO:
+            raise ValueError(
+                f"release_step_ratio: expected {MIN_STEP_RATIO} to {MAX_STEP_RATIO:g}, "
+                f"got {self.release_step_ratio}"
+            )
         for key in self.publishers:
             configuration.check_public_key("publishers", key)
         heaviest = self.round.maximum_devices * self.training.maximum_weight

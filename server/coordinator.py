@@ -16,7 +16,6 @@ from protocol.artifacts import describe
 from protocol.errors import ArtifactError, EncodingError, ProtocolError, SignatureError
 from protocol.messages import (
     Announcement,
-    Chunk,
     ChunkRequest,
     DeviceState,
     Receipt,
@@ -34,6 +33,7 @@ from server.config import ServerConfig
 from server.counting import Counting
 from server.errors import ServerError
 from server.intake import Accepted, OpenRound, Rejected, examine, open_update
+from server.offers import Offers
 from server.publications import release_message, round_message
 from server.store import PackageRecord, ReleaseRecord, RoundRecord, Store
 
@@ -68,6 +68,7 @@ class Coordinator:
         self._package_record: PackageRecord | None = None
         self._package: ModelPackage | None = None
         self._announcement: Announcement | None = None
+        self._offers = Offers()
         self._release: ReleaseRecord | None = None
         self._state: rounds.State = rounds.Waiting(1)
         self._counting: Counting | None = None
@@ -185,22 +186,12 @@ class Coordinator:
         self._perform(actions)
 
     def _chunks(self, device: str, request: ChunkRequest) -> None:
-        if self._announcement is None or request.artifact != self._announcement.package.sha256:
-            raise EncodingError(f"no artifact {request.artifact.hex()[:16]} is announced")
-        artifact = self._announcement.package
-        for index in request.indices:
-            if not 0 <= index < len(artifact.chunk_sha256):
-                raise EncodingError(f"expected chunks below {len(artifact.chunk_sha256)}, got {index}")
         try:
-            with self._store.package_path(artifact.sha256).open("rb") as file:
-                for index in request.indices:
-                    start, end = artifact.chunk_range(index)
-                    file.seek(start)
-                    chunk = Chunk(artifact.sha256, index, file.read(end - start))
-                    self._send(self._topics.down(device, "chunk"), chunk)
-        except OSError as error:
+            for chunk in self._offers.chunks(request):
+                self._send(self._topics.down(device, "chunk"), chunk)
+        except ArtifactError:
             log.exception("the announced package cannot be read; push it again")
-            raise ArtifactError(f"the package cannot be read: {error.strerror}") from error
+            raise
 
     # Rounds and releases
 
@@ -246,17 +237,25 @@ class Coordinator:
                 self._now(),
                 action.deadline,
                 training=asdict(self._config.training),
+                release_step_ratio=self._config.release_step_ratio,
             )
         )
-        self._start_counting(action.number, frozenset(action.cohort), self._config.training)
+        self._start_counting(
+            action.number,
+            frozenset(action.cohort),
+            self._config.training,
+            self._config.release_step_ratio,
+        )
         log.info("opened round=%d with %d devices", action.number, len(action.cohort))
         self._publish_round()
 
-    def _start_counting(self, number: int, cohort: frozenset[str], policy: TrainingPolicy) -> Counting:
+    def _start_counting(
+        self, number: int, cohort: frozenset[str], policy: TrainingPolicy, release_step_ratio: float
+    ) -> Counting:
         if self._package is None:
             raise ServerError("a round cannot open without a package")
         current = OpenRound(number, self._newest().sha256, cohort)
-        self._counting = Counting(current, self._package.manifest.parameters, policy)
+        self._counting = Counting(current, self._package.manifest, policy, release_step_ratio)
         return self._counting
 
     def _close_round(self, number: int) -> None:
@@ -293,6 +292,9 @@ class Coordinator:
         self._announcement = Announcement(
             self._package_record.version, self._package_record.name, describe(data), self._config.training
         )
+        self._offers.offer_package(
+            self._announcement.package, self._store.package_path(self._package_record.sha256)
+        )
         self._release = self._store.newest_release()
         self._counting = None
         done = self._store.rounds_done(self._package_record.version)
@@ -305,7 +307,7 @@ class Coordinator:
         cohort = frozenset(record.cohort)
         # The policy under which the round was opened: a changed configuration holds from the next one on.
         policy = records.from_named(TrainingPolicy, record.training)
-        counting = self._start_counting(record.number, cohort, policy)
+        counting = self._start_counting(record.number, cohort, policy, record.release_step_ratio)
         counted = set()
         for device, envelope, key in self._store.journalled_updates(record.number):
             # What was counted stays counted: with the key of then, whatever became of the device since.
@@ -332,7 +334,7 @@ class Coordinator:
 
     def _publish_release(self) -> None:
         if self._release and self._package:
-            message = release_message(self._release, self._package.sha256)
+            message = release_message(self._release, self._package.sha256, self._offers)
             self._send(self._topics.all("release"), message, retain=True)
 
     def _publish_round(self) -> None:

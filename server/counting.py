@@ -1,10 +1,11 @@
 """The open round's running sum: what is counted so far, and the release that it makes."""
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from protocol.messages import TrainingPolicy, adapter_bytes
+from protocol.messages import TrainingPolicy
+from protocol.package import Manifest
+from protocol.release_coding import adapter_sha256, add_difference, decode_difference, encode_difference
 from server.aggregation import MAX_TOTAL_WEIGHT, WeightedMean
 from server.evaluation import fleet_default
 from server.intake import Accepted, OpenRound
@@ -14,17 +15,22 @@ from server.ledger import ReleaseRecord
 class Counting:
     """Sums the updates of one round; its memory is one vector, however many come."""
 
-    def __init__(self, current: OpenRound, parameters: int, policy: TrainingPolicy) -> None:
+    def __init__(
+        self, current: OpenRound, manifest: Manifest, policy: TrainingPolicy, release_step_ratio: float
+    ) -> None:
         """Start with nothing.
 
         Args:
             current: the round.
-            parameters: length of the adapter vector.
+            manifest: of the package, for the adapter's segments.
             policy: that updates of this round are held to.
+            release_step_ratio: quantisation step of the release in root mean squares of its difference.
         """
         self.current = current
         self.policy = policy
-        self._mean = WeightedMean(parameters)
+        self._segments = list(manifest.slices().values())
+        self._release_step_ratio = release_step_ratio
+        self._mean = WeightedMean(manifest.parameters)
         self._loss_before = 0.0
         self._loss_after = 0.0
 
@@ -41,23 +47,31 @@ class Counting:
     def release(self, base: ReleaseRecord, reports: Iterable[Mapping[str, Any]], now: float) -> ReleaseRecord:
         """Make the release of what is counted.
 
+        The release is the one before plus the difference that devices decode. What quantisation leaves over
+        is the release's residual, and part of the next difference.
+
         Args:
             base: the release that the updates started from.
             reports: what the devices reported on it.
             now: Unix seconds.
         """
-        adapter = self._mean.apply(base.adapter)
+        target = self._mean.mean() + base.residual
+        difference = encode_difference(target, self._segments, self._release_step_ratio)
+        decoded = decode_difference(difference, self._segments, target.size)
+        adapter = add_difference(base.adapter, decoded)
         weight = max(1, self._mean.weight)
         return ReleaseRecord(
             base.number + 1,
             base.package_version,
             self.current.number,
             base.sha256,
-            hashlib.sha256(adapter_bytes(adapter)).digest(),
+            adapter_sha256(adapter),
             adapter,
             now,
             self._mean.updates,
             self._mean.weight,
             {"loss_before": self._loss_before / weight, "loss_after": self._loss_after / weight},
             fleet_default(reports),
+            difference,
+            target - decoded,
         )

@@ -1,9 +1,9 @@
 """What the federation did: packages, rounds, the journal of updates, releases."""
 
-import hashlib
 import os
+import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sqlalchemy.exc import IntegrityError
 
 from protocol.messages import adapter_bytes
+from protocol.release_coding import Difference, adapter_sha256
 from protocol.signing import PublicKey
 from server import tables
 from server.database import Database, next_number
@@ -30,7 +31,7 @@ class PackageRecord:
 
 @dataclass(frozen=True)
 class ReleaseRecord:
-    """A release, its adapter float32 [parameters]."""
+    """A release."""
 
     number: int
     package_version: int
@@ -38,11 +39,16 @@ class ReleaseRecord:
     parent: bytes
     sha256: bytes
     adapter: NDArray[np.float32]
+    """float32 [parameters]."""
     created_at: float
     updates: int
     weight: int
     metrics: Mapping[str, float]
     default_choice: str = "local"
+    difference: Difference | None = None
+    """To the adapter of `parent`, as devices decode it; None: a package's initial adapter."""
+    residual: NDArray[np.int64] | int = 0
+    """What the difference leaves over for the next one, int64 [parameters] in units of 2**-30; 0: nothing."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,8 @@ class RoundRecord:
     outcome: str | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the TrainingPolicy that its updates are held to."""
+    release_step_ratio: float = 2.0
+    """Quantisation step of its release in root mean squares of the difference."""
 
 
 class Ledger:
@@ -101,7 +109,16 @@ class Ledger:
                 .values(closed_at=now, outcome="superseded by a new package")
             )
             release = ReleaseRecord(
-                number, version, None, b"", _sha256(initial), initial, now, updates=0, weight=0, metrics={}
+                number,
+                version,
+                None,
+                b"",
+                adapter_sha256(initial),
+                initial,
+                now,
+                updates=0,
+                weight=0,
+                metrics={},
             )
             connection.execute(tables.releases.insert().values(_release_row(release)))
         return version
@@ -222,21 +239,34 @@ class Ledger:
         """The release that the federation runs."""
         statement = sql.select(tables.releases).order_by(tables.releases.c.number.desc()).limit(1)
         row = self._database.first(statement)
-        return ReleaseRecord(**{**row, "adapter": np.frombuffer(row["adapter"], "<f4")}) if row else None
+        return _release_record(row) if row else None
 
     def releases(self) -> list[dict[str, Any]]:
-        """All releases without their adapters, newest first."""
-        columns = [column for column in tables.releases.c if column.name != "adapter"]
+        """All releases without their adapters, differences and residuals, newest first."""
+        large = ("adapter", "steps", "body", "residual")
+        columns = [column for column in tables.releases.c if column.name not in large]
         return self._database.all(sql.select(*columns).order_by(tables.releases.c.number.desc()))
 
 
-def _sha256(adapter: NDArray[np.float32]) -> bytes:
-    return hashlib.sha256(adapter_bytes(adapter)).digest()
-
-
 def _release_row(release: ReleaseRecord) -> dict[str, Any]:
+    values = {field.name: getattr(release, field.name) for field in fields(release)}
+    difference, residual = values.pop("difference"), np.asarray(values.pop("residual"), "<i8")
     return {
-        **{column.name: getattr(release, column.name) for column in tables.releases.c},
+        **values,
         "adapter": adapter_bytes(release.adapter),
         "metrics": dict(release.metrics),
+        "steps": difference.steps if difference else None,
+        "body": difference.body if difference else None,
+        # Most of its bytes are those of small numbers' signs.
+        "residual": zlib.compress(residual.tobytes(), 1) if residual.ndim else None,
     }
+
+
+def _release_record(row: Mapping[str, Any]) -> ReleaseRecord:
+    values = dict(row)
+    steps, body, residual = values.pop("steps"), values.pop("body"), values.pop("residual")
+    return ReleaseRecord(
+        **{**values, "adapter": np.frombuffer(row["adapter"], "<f4")},
+        difference=Difference(steps, body) if steps is not None else None,
+        residual=np.frombuffer(zlib.decompress(residual), "<i8") if residual is not None else 0,
+    )

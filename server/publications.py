@@ -1,27 +1,48 @@
 """The retained messages that every device reads, made from what the server's store holds."""
 
-import zlib
+import numpy as np
 
-from protocol.messages import Release, Round, adapter_bytes
+from protocol.messages import BASE_BYTES, Release, Round
+from protocol.release_coding import encode_keyframe
 from server.intake import OpenRound
 from server.ledger import ReleaseRecord
+from server.offers import Offers
 
 
-def release_message(record: ReleaseRecord, package: bytes) -> Release:
-    """The release of the package with SHA-256 `package`."""
+def release_message(record: ReleaseRecord, package: bytes, offers: Offers) -> Release:
+    """The release of the package with SHA-256 `package`, in the fewest bytes.
+
+    The adapter of a package is in the package. Any other one goes as difference, beside an offer of the
+    keyframe to devices without the base; where the keyframe is no larger than the difference, it goes itself.
+    """
+    base, body, steps, keyframe = b"", b"", b"", None
+    if record.difference is not None:
+        whole = encode_keyframe(record.adapter)
+        if len(whole) <= len(record.difference.steps) + len(record.difference.body):
+            body = whole
+        else:
+            base, body, steps = record.parent[:BASE_BYTES], record.difference.body, record.difference.steps
+            keyframe = offers.offer_keyframe(whole)
     return Release(
         record.number,
         package,
-        record.parent,
+        base,
         record.sha256,
-        zlib.compress(adapter_bytes(record.adapter), 9),
+        body,
         record.updates,
         record.weight,
-        dict(record.metrics),
+        {name: _short(value) for name, value in record.metrics.items()},
         record.default_choice,
+        steps,
+        keyframe,
     )
 
 
 def round_message(current: OpenRound, package: bytes, deadline: float) -> Round:
     """The open round of the package with SHA-256 `package`."""
     return Round(current.number, package, current.base, tuple(sorted(current.cohort)), deadline)
+
+
+def _short(value: float) -> float:
+    """Round to half precision, which CBOR writes in three bytes; the store keeps the value itself."""
+    return float(np.float16(min(value, 60_000.0)))

@@ -15,7 +15,7 @@ from sqlalchemy import (
     Table,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 metadata = MetaData()
 
 settings = Table(
@@ -56,6 +56,7 @@ rounds = Table(
     Column("opened_at", Float, nullable=False),
     Column("deadline", Float, nullable=False),
     Column("training", JSON, nullable=False),
+    Column("release_step_ratio", Float, nullable=False),
     Column("closed_at", Float),
     Column("outcome", String(32)),
 )
@@ -84,6 +85,9 @@ releases = Table(
     Column("weight", BigInteger, nullable=False),
     Column("metrics", JSON, nullable=False),
     Column("default_choice", String(16), nullable=False),
+    Column("steps", LargeBinary),
+    Column("body", LargeBinary),
+    Column("residual", LargeBinary),
 )
 reports = Table(
     "reports",

@@ -4,12 +4,12 @@
     RUN/package.zip            the model package
     RUN/server/server.toml     configuration and data of the server
     RUN/devices/ID/agent.toml  configuration of an agent
-    RUN/devices/ID/spool/      its recordings: the development part, labels beyond the budget erased
+    RUN/devices/ID/spool/      its data: the development part, labels beyond the budget erased
     RUN/devices/ID/state/      its key, store and feature cache
-    RUN/test/ID.npz            windows and labels that no device ever sees
+    RUN/test/ID.npz            windows or pictures, and labels, that no device ever sees
 
-A bad recording is left out and named with the reason; a device without a good one stays out. All others
-go on.
+A bad recording or picture is left out and named with the reason; a device without a good one stays out. All
+others go on.
 """
 
 import json
@@ -22,12 +22,11 @@ import numpy as np
 from agent.config import KEY_FILE
 from protocol.fleet import Device, FleetDescription
 from protocol.messages import TrainingPolicy
-from protocol.windows import concatenate, cut
 from runtime.keys import load_or_make
 from server import daemon as server_daemon
+from simulation.allotment import Budget, allot
 from simulation.errors import SimulationError
-from simulation.recordings import read_device, read_fleet, write_recording
-from simulation.splits import divide, keep_labels
+from simulation.recordings import read_fleet
 
 SERVER_CONFIG = "server.toml"
 AGENT_CONFIG = "agent.toml"
@@ -77,7 +76,7 @@ class Experiment:
     settings: Settings
     participants: tuple[Participant, ...]
     problems: tuple[str, ...]
-    """Recordings and devices that were left out, with the reason."""
+    """Recordings, pictures and devices that were left out, with the reason."""
 
     @property
     def federation(self) -> str:
@@ -90,7 +89,7 @@ class Experiment:
         return self.directory / "server"
 
     def test_set(self, device: str) -> tuple[np.ndarray, np.ndarray]:
-        """Test windows float32 [n, channels, length] and labels int64 [n] of a device."""
+        """Test windows float32 [n, *input_shape] and labels int64 [n] of a device."""
         with np.load(self.directory / "test" / f"{device}.npz") as arrays:
             return arrays["x"], arrays["y"]
 
@@ -108,31 +107,20 @@ def prepare(directory: Path, fleet_directory: Path, settings: Settings) -> Exper
         (directory / name).mkdir(parents=True)
     participants: list[Participant] = []
     problems: list[str] = []
+    budget = Budget(settings.labels_per_class, settings.seed)
     for device in fleet.devices:
         if device.role != "edge":
             continue
-        data = read_device(fleet_directory, fleet, device)
-        problems += [str(error) for error in data.errors]
-        if not data.recordings:
+        home = directory / "devices" / device.id
+        found = allot(fleet_directory, fleet, device, budget, home / "spool")
+        problems += found.problems
+        if not found.usable:
+            shutil.rmtree(home, ignore_errors=True)
             continue
-        division = divide(data.recordings, fleet.split)
-        development = keep_labels(
-            division.development, fleet.schema, fleet.window, settings.labels_per_class, settings.seed
+        np.savez(directory / "test" / f"{device.id}.npz", x=found.test_x, y=found.test_y)
+        participants.append(
+            Participant(device, home, found.development_windows, found.labelled_windows, len(found.test_y))
         )
-        test = concatenate([cut(recording, fleet.window) for recording in division.test])
-        known = np.flatnonzero(test.y >= 0)
-        windows = concatenate([cut(recording, fleet.window) for recording in development])
-        labelled = int(np.count_nonzero(windows.y >= 0))
-        if not len(known) or not labelled:
-            what = "labelled test windows" if labelled else "labelled windows to train on"
-            problems.append(f"device {device.id!r}: expected {what}, found none")
-            continue
-        spool = directory / "devices" / device.id / "spool"
-        spool.mkdir(parents=True)
-        for recording in development:
-            write_recording(spool / f"{Path(recording.name).stem}.csv", recording, fleet.schema)
-        np.savez(directory / "test" / f"{device.id}.npz", x=test.x[known], y=test.y[known])
-        participants.append(Participant(device, spool.parent, len(windows.y), labelled, len(known)))
     if not participants:
         raise SimulationError(
             "no device with role 'edge' can take part" + "".join(f"\n  {problem}" for problem in problems)

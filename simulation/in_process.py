@@ -7,11 +7,13 @@ Programs die by `kill` between two steps, or by `kill_at` before or after any me
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from agent.config import STORE_FILE, AgentConfig, SourceConfig
-from agent.device import DeviceAgent, MakeEngine, onnxruntime_engine
+from agent.config import STORE_FILE, AgentConfig, LimitsConfig, SourceConfig
+from agent.device import DeviceAgent, MakeEngine, configured_engine
+from agent.resources import Resources
 from agent.store import Store as AgentStore
 from protocol.messages import TrainingPolicy
 from protocol.package import unpack
@@ -43,7 +45,7 @@ class InProcessFederation:
         round_policy: RoundPolicy,
         *,
         training: TrainingPolicy | None = None,
-        make_engine: MakeEngine = onnxruntime_engine,
+        make_engine: MakeEngine = configured_engine,
         disturbance: Disturbance | None = None,
         seed: int = 0,
     ) -> None:
@@ -127,6 +129,8 @@ class InProcessFederation:
             self._publisher(name),
             self.clock,
             make_engine=self._make_engine,
+            # Whole trainings at once: how fast the machine is must not decide the order of messages.
+            resources=Resources(LimitsConfig(), self.clock, slice_seconds=math.inf, system=self._directory),
         )
 
     def kill(self, name: str) -> None:
@@ -208,7 +212,7 @@ class InProcessFederation:
             if self._perform(name, take):
                 self.broker.acknowledge(name, delivery)
 
-    def _perform(self, name: str, action: Callable[[], None]) -> bool:
+    def _perform(self, name: str, action: Callable[[], object]) -> bool:
         """Let a program act, unless it is killed before or on the way."""
         if name not in self._programs:
             return False

@@ -1,24 +1,25 @@
 """What goes onto a device, what is kept back to measure the experiment, and how many labels are known.
 
-Pure: recordings in, recordings out. Data are never split by shuffling windows: neighbouring windows of one
-recording look alike, and a random split would measure memory. No row of a test part is in a development
-part, so no window of the one overlaps a window of the other.
+Pure: recordings in, recordings out, and the same for lists of pictures. Data are never split by shuffling
+windows: neighbouring windows of one recording look alike, and a random split would measure memory. No row of
+a test part is in a development part, so no window of the one overlaps a window of the other.
 """
 
 import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protocol.fleet import Split
-from protocol.input_schema import InputSchema, WindowSpec
+from protocol.input_schema import ONE_PICTURE, InputSchema, WindowSpec
 from protocol.recording import UNLABELLED, Recording
 from protocol.windows import Windows, cut
+from runtime.pictures import PictureFile
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +136,41 @@ def keep_labels(
         Recording(recording.name, recording.samples, np.where(rows, recording.labels, UNLABELLED))
         for recording, rows in zip(recordings, kept, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class PictureDivision:
+    """The pictures of one device, divided; both parts in the order of time."""
+
+    development: tuple[PictureFile, ...]
+    test: tuple[PictureFile, ...]
+
+
+def divide_pictures(pictures: Sequence[PictureFile], split: Split) -> PictureDivision:
+    """Divide a device's pictures: of every label the last share is test, of the unlabelled ones as well.
+
+    Args:
+        pictures: of one device, in the order of time.
+        split: the share.
+    """
+    held: set[int] = set()
+    for label in {file.label for file in pictures}:
+        members = [index for index, file in enumerate(pictures) if file.label == label]
+        held.update(members[len(members) - round(len(members) * split.test) :])
+    return PictureDivision(
+        tuple(file for index, file in enumerate(pictures) if index not in held),
+        tuple(file for index, file in enumerate(pictures) if index in held),
+    )
+
+
+def keep_picture_labels(
+    pictures: Sequence[PictureFile], schema: InputSchema, per_class: int | None, seed: int
+) -> list[PictureFile]:
+    """Leave `per_class` labelled pictures per class, spread over time; take the label off all others."""
+    labels = np.array([file.label for file in pictures], np.int64)
+    rows = Recording("pictures", np.zeros((len(labels), 1), np.float32), labels)
+    [kept] = keep_labels([rows], schema, ONE_PICTURE, per_class, seed)
+    return [replace(file, label=int(label)) for file, label in zip(pictures, kept.labels, strict=True)]
 
 
 def _positions(windows: Sequence[Windows], label: int) -> list[tuple[int, int]]:

@@ -27,6 +27,8 @@ SCHEMA = InputSchema("timeseries", (CHANNEL,), 10.0, CLASSES)
 WINDOW = WindowSpec(LENGTH, LENGTH)
 SEGMENTS = (Segment("weight", 4), Segment("bias", 2))
 PARAMETERS = 6
+WIDE_SEGMENTS = (Segment("first", 800), Segment("second", 400))
+WIDE_PARAMETERS = 1200
 FEATURES = 2
 BATCH = 8
 
@@ -71,15 +73,17 @@ class Wire:
         return found
 
 
-def tiny_manifest(members: Mapping[str, bytes], name: str = "tiny") -> Manifest:
-    """Describe a package of two classes, one channel and six parameters."""
+def tiny_manifest(
+    members: Mapping[str, bytes], name: str = "tiny", segments: tuple[Segment, ...] = SEGMENTS
+) -> Manifest:
+    """Describe a package of two classes, one channel and, unless `segments` say otherwise, six parameters."""
     return Manifest(
         format_version=1,
         name=name,
         version=1,
         schema=SCHEMA,
         window=WINDOW,
-        segments=SEGMENTS,
+        segments=segments,
         batch=BATCH,
         feature_size=FEATURES,
         backbone_sha256=hashlib.sha256(members[PREFIX]).digest(),
@@ -104,10 +108,11 @@ def tiny_package(
     name: str = "tiny",
     filler: int = 0,
     key: PrivateKey = PUBLISHER,
+    segments: tuple[Segment, ...] = SEGMENTS,
 ) -> bytes:
     """Pack and sign a tiny package."""
     members = tiny_members(initial, filler)
-    return pack(tiny_manifest(members, name), members, key)
+    return pack(tiny_manifest(members, name, segments), members, key)
 
 
 def repacked(manifest: Manifest, member: str, content: bytes, members: Mapping[str, bytes]) -> bytes:
@@ -167,3 +172,27 @@ class LogisticEngine:
         error = shares * part[:, None]
         gradient = np.concatenate([(features.T @ error).reshape(-1), error.sum(axis=0)])
         return loss, gradient.astype(np.float32)
+
+
+class WideEngine(LogisticEngine):
+    """The same regression on 1,200 parameters, mixed into the six: large enough that differences pay."""
+
+    parameters = WIDE_PARAMETERS
+    _mixing = np.random.Generator(np.random.PCG64(0)).normal(size=(PARAMETERS, WIDE_PARAMETERS)) / 30
+
+    def predict(self, adapter: NDArray[np.float32], features: NDArray[np.float32]) -> NDArray[np.float32]:
+        return super().predict(self._mixed(adapter), features)
+
+    def loss_and_gradient(
+        self,
+        adapter: NDArray[np.float32],
+        features: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        weights: NDArray[np.float32],
+    ) -> tuple[float, NDArray[np.float32]]:
+        few = LogisticEngine()
+        loss, gradient = few.loss_and_gradient(self._mixed(adapter), features, labels, weights)
+        return loss, (gradient @ self._mixing).astype(np.float32)
+
+    def _mixed(self, adapter: NDArray[np.float32]) -> NDArray[np.float32]:
+        return (self._mixing @ adapter.astype(np.float64)).astype(np.float32)

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from protocol.errors import DataError
-from simulation.importers import gearbox_vibration, skab_valve, sp_sw_har
+from simulation.importers import gearbox_vibration, hydraulic_rig, meter_digits, skab_valve, sp_sw_har
 
 IMPORTERS: dict[str, Callable[[Path, Path], None]] = {
     "gearbox_vibration": gearbox_vibration.import_fleet,
+    "hydraulic_rig": hydraulic_rig.import_fleet,
+    "meter_digits": meter_digits.import_fleet,
     "skab_valve": skab_valve.import_fleet,
     "sp_sw_har": sp_sw_har.import_fleet,
 }

@@ -106,6 +106,8 @@ def test_the_status_of_a_device_that_learns(owner: Owner) -> None:
         "training_windows": 12,
         "newest_round_answered": 9,
         "updates_without_receipt": 1,
+        "training_progress": None,
+        "training_paused": None,
     }
     assert "personal" in owner("status")[1]
 

@@ -1,6 +1,7 @@
 """A whole device against a server that is nothing but a key: from a folder of recordings to a receipt."""
 
 import hashlib
+import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.config import AgentConfig, SourceConfig
+from agent.config import AgentConfig, LimitsConfig, SourceConfig
 from agent.device import RESEND_SECONDS, DeviceAgent
+from agent.resources import READ_SECONDS, Resources
 from agent.store import Store
+from agent.work import CHECKPOINT_SECONDS
 from protocol import entropy_coding
 from protocol.artifacts import describe
 from protocol.messages import (
@@ -31,6 +34,7 @@ from protocol.messages import (
     unseal,
 )
 from protocol.quantisation import Quantised, dequantise, dither_seed, to_float
+from protocol.release_coding import adapter_sha256, encode_keyframe
 from protocol.signing import PrivateKey
 from protocol.topics import Topics
 from tests.builders import (
@@ -60,6 +64,9 @@ class Device:
         self.folder, self.clock, self.wire = folder, Clock(), Wire()
         self.spool = folder / "spool"
         self.spool.mkdir(parents=True)
+        self.resources = Resources(
+            LimitsConfig(), self.clock, slice_seconds=math.inf, system=folder / "no-sensors"
+        )
         source = SourceConfig(str(self.spool))
         self.config = AgentConfig(
             NAME, "pumps", SERVER.public.raw.hex(), source, str(folder / "state"), publishers
@@ -77,6 +84,7 @@ class Device:
             self.clock,
             make_engine=lambda *_: LogisticEngine(),
             traffic=lambda: (11, 22),
+            resources=self.resources,
         )
 
     def close(self) -> None:
@@ -106,9 +114,9 @@ class Device:
                 self.tell(TOPICS.down(NAME, "chunk"), chunk)
 
     def release(self, number: int = 0, level: float = 0.0, data: bytes = PACKAGE) -> Release:
-        raw = adapter_bytes(np.full(PARAMETERS, level, np.float32))
-        package, digest = hashlib.sha256(data).digest(), hashlib.sha256(raw).digest()
-        release = Release(number, package, b"", digest, zlib.compress(raw))
+        adapter = np.full(PARAMETERS, level, np.float32)
+        package = hashlib.sha256(data).digest()
+        release = Release(number, package, b"", adapter_sha256(adapter), encode_keyframe(adapter))
         self.tell(TOPICS.all("release"), release)
         return release
 
@@ -371,3 +379,86 @@ def test_the_will_says_that_the_device_is_gone(device: Device) -> None:
     state = unseal(DeviceState, payload, DEVICE_KEY.public, topic)
     assert (topic, state.online, state.session) == (UP["state"], False, 1_000_000)
     assert state.public_key == DEVICE_KEY.public.raw
+
+
+def heat(device: Device, celsius: int) -> None:
+    zone = device.folder / "no-sensors" / "class" / "thermal" / "thermal_zone0"
+    zone.mkdir(parents=True, exist_ok=True)
+    (zone / "temp").write_text(f"{celsius * 1000}\n")
+    device.clock.advance(READ_SECONDS)
+
+
+def test_a_hot_device_stays_reachable_and_trains_when_it_has_cooled(trained: Device) -> None:
+    heat(trained, 90)
+    release = trained.release(1, level=0.1)
+    assert trained.store.state().release == 0
+    trained.agent.tick()
+    trained.agent.connected()
+    assert trained.said(DeviceState, "state")[-1].release == 0
+    trained.open_round(1, release)
+    assert trained.said(Update, "update") == []
+    heat(trained, 60)
+    trained.agent.tick()
+    assert trained.store.state().release == 1
+    assert len(trained.said(Update, "update")) == 1
+
+
+def test_releases_that_came_while_a_device_was_hot_are_not_all_trained(trained: Device) -> None:
+    heat(trained, 90)
+    trained.said(Report, "report")
+    for number in (1, 2, 3, 4):
+        trained.release(number, level=number / 10)
+    heat(trained, 60)
+    for _ in range(3):
+        trained.agent.tick()
+    assert [report.release for report in trained.said(Report, "report")] == [1, 4]
+    assert trained.store.state().release == 4
+
+
+def test_a_training_that_was_cut_off_goes_on_after_the_restart(trained: Device) -> None:
+    whole = trained.store.adapter("personal")
+    other = Device(trained.folder / "other")
+    write_recording(other.spool / "a.csv", two_levels(20))
+    other.resources = Resources(LimitsConfig(), other.clock, slice_seconds=0.0, system=other.folder / "none")
+    other.restart()
+    other.announce()
+    other.serve_chunks()
+    engine_slices = 25
+    other.resources._slice = 1e-9  # one batch per slice
+    other.release()
+    for _ in range(engine_slices):
+        other.clock.advance(CHECKPOINT_SECONDS)
+        assert other.agent.tick() is not None
+    assert other.store.checkpoint() is not None
+    assert other.store.text("progress") not in {"", "0.0"}
+    other.resources._slice = math.inf
+    other.restart()
+    other.release()
+    assert other.store.state().release == 0
+    assert other.store.checkpoint() is None
+    personal = other.store.adapter("personal")
+    assert whole is not None
+    assert personal is not None
+    assert personal.tobytes() == whole.tobytes()
+    other.close()
+
+
+def test_a_round_that_is_announced_again_while_new_labels_are_learned_is_answered_once(
+    trained: Device,
+) -> None:
+    release = trained.release(1)
+    write_recording(trained.spool / "b.csv", two_levels(20))
+    heat(trained, 90)
+    current = trained.open_round(1, release)
+    trained.tell(TOPICS.all("round"), current)
+    heat(trained, 60)
+    for _ in range(3):
+        trained.agent.tick()
+    assert [update.round for update in trained.said(Update, "update")] == [1]
+
+
+def test_a_release_that_equals_the_one_before_does_not_swallow_its_round(trained: Device) -> None:
+    heat(trained, 90)
+    release = trained.release(1)  # the same adapter as release 0
+    trained.open_round(1, release)
+    assert [update.round for update in trained.said(Update, "update")] == [1]

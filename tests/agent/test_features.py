@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from agent.config import SourceConfig
-from agent.features import FeatureCache, Inventory
+from agent.features import FeatureCache
+from agent.inventory import Inventory
+from agent.replay import ReplayBuffer
 from agent.sources import Source
 from protocol.package import Manifest
 from tests.builders import Clock, LogisticEngine, tiny_manifest, tiny_members, two_levels, write_recording
@@ -179,3 +181,60 @@ def test_a_replay_shows_only_windows_that_are_complete(device: Device) -> None:
     device.clock.advance(0.3)
     assert device.collect().labelled.start.tolist() == [0, 4, 8]
     assert device.engine.windows_seen == 0
+
+
+def replay(device: Device, limit: int = 1 << 20) -> ReplayBuffer:
+    return FeatureCache(device.cache, MANIFEST, limit_bytes=limit).replay
+
+
+def test_a_recording_that_leaves_the_spool_stays_in_the_replay_buffer(device: Device) -> None:
+    gone = device.record("a.csv", [("high", 3.0), ("", 9.0), ("low", -2.0)])
+    device.record("b.csv", two_levels(3))
+    before = device.collect()
+    assert len(replay(device)) == 0
+    gone.unlink()
+    after = device.collect()
+    kept = replay(device)
+    assert len(after.labelled) == len(before.labelled) - 2
+    assert kept.labels.tolist() == [0, 1]
+    assert kept.features[:, 0].tolist() == pytest.approx([-1.985, 3.015], abs=1e-5)
+    device.collect()
+    assert len(replay(device)) == 2
+
+
+def test_a_recording_that_grows_is_not_the_past(device: Device) -> None:
+    device.record("a.csv", two_levels(3))
+    device.collect()
+    device.record("a.csv", two_levels(5))
+    assert len(device.collect().labelled) == 10
+    assert len(replay(device)) == 0
+
+
+def test_recordings_that_leave_the_full_cache_are_replayed_once(device: Device) -> None:
+    first = device.record("a.csv", two_levels(6000))
+    for name in ("b.csv", "c.csv"):
+        device.record(name, [("high", 1.0)] * 12_000)
+    size = 12_000 * 8 + 128
+    device.collect(limit=2 * size + 10)
+    kept = replay(device)
+    assert np.bincount(kept.labels).tolist() == [64, 64]
+    first.unlink()
+    device.collect(limit=2 * size + 10)
+    assert replay(device).features.tobytes() == kept.features.tobytes()
+
+
+def test_another_backbone_starts_the_buffer_anew(device: Device) -> None:
+    device.record("a.csv", two_levels(3)).unlink()
+    device.record("b.csv", two_levels(3))
+    device.collect()
+    (device.spool / "b.csv").unlink()
+    device.collect()
+    assert len(replay(device)) == 6
+    other = replace(MANIFEST, name="other", window=replace(MANIFEST.window, stride=1))
+    assert len(FeatureCache(device.cache, other, limit_bytes=1 << 20).replay) == 0
+
+
+def test_when_there_is_no_room_for_all_a_rare_class_is_held(device: Device) -> None:
+    device.record("a.csv", [("high", 2.0)] * 2)
+    device.record("b.csv", [("low", -2.0)] * 30)
+    assert np.bincount(device.collect(maximum=10).labelled.labels).tolist() == [8, 2]

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.dataset import Labelled
-from agent.training import class_weights, losses, mean_loss, train
+from agent.objective import class_weights, losses, mean_loss
+from agent.training import Training, learning_rate_factors, train
 from protocol.messages import TrainingPolicy
 from tests.builders import PARAMETERS, LogisticEngine
 
@@ -91,3 +92,138 @@ def test_losses_are_cross_entropies_also_for_huge_logits() -> None:
     place = np.arange(3)
     windows = Labelled(features, np.array([0, 1, 0]), place, place)
     assert losses(ENGINE, adapter, windows).tolist() == pytest.approx([0.0, 2000.0, np.log(2)])
+
+
+SEGMENTS = {"weight": slice(0, 4), "bias": slice(4, 6)}
+
+
+def holdout() -> Labelled:
+    return data(8, 8, seed=99)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        POLICY,
+        replace(POLICY, optimizer="sgd", accumulation=3),
+        replace(POLICY, accumulation=2, early_stopping=4, weight_decay=0.01),
+        replace(POLICY, replay_share=0.5, learning_rate_factors={"bias": 0.5}),
+    ],
+    ids=["adamw", "accumulated", "stopped early", "replayed"],
+)
+def test_a_training_left_after_any_step_ends_as_if_it_had_not_been(policy: TrainingPolicy) -> None:
+    def begin() -> Training:
+        return Training(
+            ENGINE, START, data(11, 6), replace(policy, epochs=4), random(),
+            replay=data(3, 3, seed=5), holdout=holdout(), segments=SEGMENTS,
+        )  # fmt: skip
+
+    whole, steps = begin(), 0
+    while not whole.finished:
+        whole.step()
+        steps += 1
+    assert steps > 4
+    for left_after in range(steps):
+        training = begin()
+        for _ in range(left_after):
+            training.step()
+        again = begin()
+        again.restore({name: value.copy() for name, value in training.state().items()})
+        assert again.progress == training.progress
+        while not again.finished:
+            again.step()
+        assert again.adapter.tobytes() == whole.adapter.tobytes(), left_after
+
+
+def test_a_state_of_another_adapter_is_refused() -> None:
+    training = Training(ENGINE, START, data(4, 4), POLICY, random())
+    state = training.state()
+    state["adapter"] = np.zeros(PARAMETERS + 1, np.float32)
+    with pytest.raises(ValueError, match="expected adapters"):
+        training.restore(state)
+
+
+def test_progress_grows_from_nothing_to_all() -> None:
+    training = Training(ENGINE, START, data(9, 9), replace(POLICY, epochs=3), random())
+    seen = [training.progress]
+    while not training.finished:
+        training.step()
+        seen.append(training.progress)
+    assert (seen[0], seen[-1]) == (0.0, 1.0)
+    assert seen == sorted(seen)
+
+
+def test_accumulated_batches_step_like_one_large_batch() -> None:
+    windows = data(3 * ENGINE.batch - 2, 0)
+
+    class LargeBatch(LogisticEngine):
+        batch = 4 * ENGINE.batch
+
+    policy = replace(POLICY, optimizer="sgd", epochs=1, balance_classes=False)
+    accumulated = train(ENGINE, START, windows, replace(policy, accumulation=4), random())
+    large = train(LargeBatch(), START, windows, policy, random())
+    assert accumulated == pytest.approx(large, rel=1e-5, abs=1e-7)
+
+
+def test_training_stops_when_the_held_out_loss_no_longer_falls() -> None:
+    few, apart = data(4, 4, seed=1), data(40, 40, seed=2)
+    wrong = replace_labels(apart, 1 - apart.labels)
+    policy = replace(POLICY, epochs=50, learning_rate=0.3, early_stopping=2)
+    training = Training(ENGINE, START, few, policy, random(), holdout=wrong)
+    steps = 0
+    while not training.finished:
+        training.step()
+        steps += 1
+    # What is learned is wrong for the held-out windows: the first epoch is the best, two more are tried.
+    assert steps == 3 * -(-len(few) // ENGINE.batch)
+    one = train(ENGINE, START, few, replace(policy, epochs=1, early_stopping=0), random())
+    assert training.adapter.tobytes() == one.tobytes()
+
+
+def replace_labels(windows: Labelled, labels: np.ndarray) -> Labelled:
+    return Labelled(windows.features, labels, windows.recording, windows.start)
+
+
+def test_a_frozen_segment_does_not_move() -> None:
+    start = np.arange(PARAMETERS, dtype=np.float32) / 10
+    for optimizer in ("adamw", "sgd"):
+        policy = replace(
+            POLICY, optimizer=optimizer, weight_decay=0.1, learning_rate_factors={"weight": 0.0}, epochs=3
+        )
+        after = train(ENGINE, start, data(10, 10), policy, random(), segments=SEGMENTS)
+        assert np.abs(after[4:] - start[4:]).min() > 0
+        assert np.abs(after[:4] - start[:4]).max() == 0
+
+
+def test_a_segment_learns_at_a_rate_of_its_own() -> None:
+    policy = replace(POLICY, optimizer="sgd", momentum=0.0, epochs=1, learning_rate_factors={"bias": 3.0})
+    windows = data(2, 1)
+    alike = train(ENGINE, START, windows, replace(policy, learning_rate_factors={}), random())
+    apart = train(ENGINE, START, windows, policy, random(), segments=SEGMENTS)
+    assert apart[:4].tolist() == alike[:4].tolist()
+    assert apart[4:] == pytest.approx(3 * alike[4:], rel=1e-6)
+
+
+def test_an_unknown_segment_is_named_and_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    factors = learning_rate_factors(replace(POLICY, learning_rate_factors={"haed": 0.0}), SEGMENTS, 6)
+    assert factors is not None
+    assert factors.tolist() == [1.0] * 6
+    assert "the policy names a segment 'haed'; there are weight, bias" in caplog.text
+
+
+def test_a_class_that_only_the_replay_buffer_knows_is_not_forgotten() -> None:
+    now, past = data(40, 0), data(0, 6, seed=3)
+    policy = replace(POLICY, epochs=10)
+    forgot = train(ENGINE, START, now, replace(policy, replay_share=0.0), random(), replay=past)
+    kept = train(ENGINE, START, now, policy, random(), replay=past)
+    rare = data(0, 30, seed=4)
+    assert losses(ENGINE, forgot, rare).mean() > 1.0
+    assert losses(ENGINE, kept, rare).mean() < 0.5
+
+
+def test_training_that_diverges_keeps_the_start(caplog: pytest.LogCaptureFixture) -> None:
+    policy = replace(POLICY, optimizer="sgd", learning_rate=10.0, momentum=0.99, weight_decay=1.0, epochs=400)
+    with np.errstate(all="ignore"):
+        after = train(ENGINE, START + 1, data(9, 9), policy, random())
+    assert after.tolist() == [1.0] * PARAMETERS
+    assert "diverged" in caplog.text

@@ -1,4 +1,7 @@
-"""Modules as users write them, for the tests to adapt and export; all take float32 [batch, 3, 32]."""
+"""Modules as users write them, for the tests to adapt and export.
+
+They take windows, float32 [batch, 3, 32], and those below PICTURES pictures, float32 [batch, 3, 12, 16].
+"""
 
 from collections.abc import Callable
 
@@ -9,7 +12,7 @@ from torch.nn import functional
 
 from models.adapters import AdaptedModule, AdapterSpec
 from models.export import adapt
-from protocol.input_schema import InputSchema, WindowSpec
+from protocol.input_schema import ImageSpec, InputSchema, WindowSpec
 from protocol.signing import PrivateKey
 
 SCHEMA = InputSchema("timeseries", ("x", "y", "z"), 50.0, ("rest", "walk", "run", "fall"))
@@ -115,6 +118,49 @@ class TorchEncoder(nn.Module):
         for layer in self.layers:
             tokens = layer(tokens)
         logits: Tensor = self.head(tokens.mean(0))
+        return logits
+
+
+PICTURES = InputSchema("image", ("red", "green", "blue"), 1.0, SCHEMA.classes, ImageSpec(12, 16))
+
+
+class PictureNetwork(nn.Module):
+    """Convolutions with BatchNorm, max pooling and a residual, as in the usual tutorials."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)
+        )
+        self.second = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.third = nn.Conv2d(8, 12, (3, 2), stride=2, padding="valid")
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        hidden = self.first(picture)
+        hidden = torch.relu(hidden + self.second(hidden))
+        hidden = torch.relu(self.third(hidden))
+        logits: Tensor = self.head(self.pool(hidden).flatten(1))
+        return logits
+
+
+class PatchTransformer(nn.Module):
+    """Patches of a picture through torch's own encoder, batch first, with a class token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 16, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 16) * 0.1)
+        self.position = nn.Parameter(torch.randn(1, 13, 16) * 0.1)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        tokens = self.patch(picture).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(len(tokens), -1, -1), tokens], 1) + self.position
+        logits: Tensor = self.head(self.encoder(tokens)[:, 0])
         return logits
 
 

@@ -219,7 +219,7 @@ def test_a_segment_that_the_forward_pass_skips_gets_a_zero_gradient() -> None:
 
 
 def test_a_graph_that_differs_from_torch_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity, "measure", lambda *_: Parity(1e-7, 2e-5, 1e-7))
+    monkeypatch.setattr(parity, "measure", lambda *_, **__: Parity(1e-7, 2e-5, 1e-7))
     with pytest.raises(ExportError, match=r"gradient within 1e-05 of torch, got 2\.0e-05"):
         exported(build("only the head"))
 

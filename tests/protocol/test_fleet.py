@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from protocol.errors import DataError
 from protocol.fleet import Device, FleetDescription, Split, dump, parse
-from protocol.input_schema import InputSchema, WindowSpec
+from protocol.input_schema import ONE_PICTURE, ImageSpec, InputSchema, WindowSpec
+from protocol.records import from_numbered, to_numbered
 
 TEXT = """
 name = "pumps"
@@ -77,6 +78,62 @@ def test_a_mistake_names_file_entry_and_expectation(old: str, new: str, expectat
 def test_a_fleet_without_devices_is_refused() -> None:
     with pytest.raises(DataError, match=r"fleet.toml: devices: expected at least one"):
         parse(TEXT[: TEXT.index("[[device]]")])
+
+
+IMAGES = """
+[schema]
+kind = "image"
+channels = ["grey"]
+classes = ["0", "1"]
+
+[image]
+height = 32
+width = 20
+
+[[device]]
+id = "meter"
+domain = "water"
+role = "edge"
+"""
+
+
+def test_a_fleet_of_pictures_needs_no_rate_and_no_window() -> None:
+    fleet = parse(IMAGES)
+    assert fleet.schema.image == ImageSpec(32, 20)
+    assert fleet.schema.input_shape(fleet.window) == (1, 32, 20)
+    assert fleet.window == ONE_PICTURE
+    assert parse(dump(fleet)) == fleet
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expectation"),
+    [
+        ("width = 20", "", "image.width: missing; expected an integer"),
+        ("width = 20", "width = 0", "image: width: expected 1 to 4,096 pixels, got 0"),
+        ("width = 20", "width = 20\ndepth = 3", "image.depth: unknown key; expected one of height, width"),
+        ("[image]\nheight = 32\nwidth = 20", "", "schema: image: missing; kind 'image' needs"),
+        ("[image]", "[window]\nlength = 1\nstride = 1\n[image]", "window: only for time series"),
+        ("[image]", "[schema.image]", "expected height and width in a table [image]"),
+        ('["grey"]', '["red"]', "channels: expected ['grey'] or ['red', 'green', 'blue'] for pictures"),
+        ('"1"]', '"../1"]', "classes: expected names that can be folders"),
+        ('"1"]', '"unlabelled"]', "classes: expected names that can be folders"),
+        ('"1"]', '".1"]', "classes: expected names that can be folders"),
+        ("[image]", '[split]\nby = "recording"\n[image]', "split: by: expected 'time' for pictures"),
+        ('"image"', '"picture"', "image: unknown key"),
+    ],
+)
+def test_a_mistake_in_a_fleet_of_pictures_is_named(old: str, new: str, expectation: str) -> None:
+    assert old in IMAGES
+    with pytest.raises(DataError) as caught:
+        parse(IMAGES.replace(old, new), "my/fleet.toml")
+    assert str(caught.value).startswith("my/fleet.toml: ")
+    assert expectation in str(caught.value)
+
+
+def test_the_schema_of_time_series_travels_as_it_did_before_there_were_pictures() -> None:
+    series, pictures = parse(TEXT).schema, parse(IMAGES).schema
+    assert list(to_numbered(series)) == [1, 2, 3, 4]
+    assert from_numbered(InputSchema, to_numbered(pictures)) == pictures
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

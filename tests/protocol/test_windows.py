@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.input_schema import WindowSpec
+from protocol.input_schema import ONE_PICTURE, WindowSpec
 from protocol.recording import Recording
 from protocol.windows import concatenate, cut
 
@@ -37,6 +37,13 @@ def test_a_recording_shorter_than_a_window_gives_none() -> None:
     windows = cut(recording([0, 0]), WindowSpec(3, 1))
     assert windows.x.shape == (0, 2, 3)
     assert len(windows) == 0
+
+
+def test_every_picture_is_a_window() -> None:
+    pixels = np.random.default_rng(0).random((3, 1, 4, 5), np.float32)
+    windows = cut(Recording("p", pixels, np.array([1, -1, 0])), ONE_PICTURE)
+    assert np.array_equal(windows.x, pixels)
+    assert (windows.y.tolist(), windows.start.tolist()) == ([1, -1, 0], [0, 1, 2])
 
 
 def test_joined_windows_know_their_recording_even_after_one_without_windows() -> None:

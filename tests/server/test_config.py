@@ -32,10 +32,12 @@ def test_every_part_can_be_set(tmp_path: Path) -> None:
     text = (
         MINIMAL
         + f'enrolment = "open"\npublishers = ["{"ab" * 32}"]\nmaximum_update_bytes = 2048\n'
+        + "release_step_ratio = 1.5\n"
         + "[broker]\nport = 8883\n[round]\nminimum_devices = 5\n[training]\nepochs = 2\n"
     )
     config = load(write(tmp_path, text))
     assert (config.enrolment, config.publishers, config.maximum_update_bytes) == ("open", ("ab" * 32,), 2048)
+    assert config.release_step_ratio == 1.5
     assert (config.broker.port, config.round.minimum_devices, config.training.epochs) == (8883, 5, 2)
 
 
@@ -52,6 +54,8 @@ def test_every_part_can_be_set(tmp_path: Path) -> None:
         (MINIMAL + "[broker]\nport = 0", "broker: port: expected 1 to 65535"),
         (MINIMAL + 'enrolment = "ajar"', "enrolment: expected closed or open, got 'ajar'"),
         (MINIMAL + "maximum_update_bytes = 1", "maximum_update_bytes: expected 1 KiB to 16 MiB"),
+        (MINIMAL + "release_step_ratio = 0.2", "release_step_ratio: expected 0.25 to 16, got 0.2"),
+        (MINIMAL + "release_step_ratio = nan", "release_step_ratio: expected 0.25 to 16, got nan"),
         (MINIMAL.replace("pumps", "a/b"), "expected 1 to 64 characters"),
         (MINIMAL + "=", "not TOML"),
     ],

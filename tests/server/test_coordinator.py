@@ -2,11 +2,14 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from protocol.messages import (
+    BASE_BYTES,
     Announcement,
     Chunk,
     ChunkRequest,
@@ -15,14 +18,15 @@ from protocol.messages import (
     Report,
     Round,
     ServerState,
-    release_adapter,
     seal,
     unseal,
 )
+from protocol.quantisation import to_float
+from protocol.release_coding import adapter_sha256, decode_keyframe, release_adapter
 from server.errors import ServerError
 from server.round import RoundPolicy
 from tests.builders import PARAMETERS, private_key
-from tests.server.federation import KEYS, NAMES, SERVER_KEY, TOPICS, Federation, update_of
+from tests.server.federation import KEYS, NAMES, PARTS, SERVER_KEY, TOPICS, Federation, update_of
 
 A, B, C = NAMES
 
@@ -40,16 +44,21 @@ def federation(tmp_path: Path) -> Iterator[Federation]:
 def test_three_devices_make_a_release(federation: Federation) -> None:
     current = federation.open_round()
     assert (current.number, current.cohort) == (1, NAMES)
-    assert current.base == federation.release().adapter_sha256
+    first = federation.release()
+    assert current.base == first.adapter_sha256
+    assert (first.base, first.body, first.keyframe) == (b"", b"", None)  # the package has it
     for name, level in zip(NAMES, (0.25, 0.5, 0.75), strict=True):
         [receipt] = federation.deliver(name, update_of(name, current, level))
         assert (receipt.verdict, receipt.round) == ("counted", 1)
     release = federation.release()
     assert (release.number, release.updates, release.weight) == (1, 3, 30)
-    assert release.parent == current.base
+    assert release.base == current.base[:BASE_BYTES]
     assert release.metrics == {"loss_before": 0.5, "loss_after": 0.25}
-    adapter = release_adapter(release, PARAMETERS)
-    assert abs(adapter.mean() - 0.5) < 0.5
+    adapter = release_adapter(release, np.zeros(PARAMETERS, np.float32), PARTS, PARAMETERS)
+    newest = federation.store.newest_release()
+    assert newest is not None
+    assert newest.adapter.tobytes() == adapter.tobytes()
+    assert abs(float(np.mean(adapter + to_float(np.asarray(newest.residual)))) - 0.5) < 0.5
     [row] = federation.store.rounds()
     assert (row["outcome"], row["counted"]) == ("released", 3)
 
@@ -174,6 +183,87 @@ def test_a_restart_in_the_middle_of_a_round_changes_no_bit(tmp_path: Path, after
     assert hashes[0] == hashes[1]
 
 
+def releases(federation: Federation, rounds: int, *, restarted: bool) -> list[bytes]:
+    """Hashes of some rounds' releases, with a restart before, in and after each round or without."""
+    for number in range(rounds):
+        if restarted:
+            federation.restart()
+        current = federation.open_round()
+        for index, name in enumerate(NAMES):
+            federation.deliver(name, update_of(name, current, 0.01 * (number + 1) * (index + 2)))
+            if restarted:
+                federation.restart()
+    return [row["sha256"] for row in federation.store.releases()]
+
+
+def test_what_a_release_leaves_over_outlives_a_restart(tmp_path: Path) -> None:
+    found = []
+    for restarted in (False, True):
+        federation = Federation(tmp_path / str(restarted))
+        federation.push()
+        federation.register()
+        federation.coordinator.tick()
+        found.append(releases(federation, 4, restarted=restarted))
+        newest = federation.store.newest_release()
+        assert newest is not None
+        assert np.any(newest.residual)
+        federation.close()
+    assert len(set(found[0])) == 5
+    assert found[0] == found[1]
+
+
+def test_what_is_left_over_comes_with_the_next_release(federation: Federation) -> None:
+    """All that was ever counted is in the newest release and its residual, to the unit."""
+    total = np.zeros(PARAMETERS, np.int64)
+    for number in range(3):
+        current = federation.open_round()
+        counting = federation.coordinator._counting
+        assert counting is not None
+        for index, name in enumerate(NAMES):
+            if index == 2:
+                federation.deliver(A, update_of(A, current, 0.1 * (number + 1)))  # a duplicate
+            federation.deliver(name, update_of(name, current, 0.1 * (number + 1)))
+        total += counting._mean.mean()
+    newest = federation.store.newest_release()
+    assert newest is not None
+    sent = total - newest.residual
+    assert newest.adapter.tolist() == pytest.approx(to_float(sent).tolist(), abs=1e-6)
+
+
+def test_the_step_of_a_round_is_the_one_it_was_opened_with(tmp_path: Path) -> None:
+    hashes = []
+    for changed in (False, True):
+        federation = Federation(tmp_path / str(changed))
+        federation.push()
+        federation.register()
+        federation.coordinator.tick()
+        current = federation.open_round()
+        if changed:
+            federation.config = replace(federation.config, release_step_ratio=0.5)
+            federation.restart()
+        for index, name in enumerate(NAMES):
+            federation.deliver(name, update_of(name, current, 0.1 * (index + 1)))
+        hashes.append(federation.release().adapter_sha256)
+        federation.close()
+    assert hashes[0] == hashes[1]
+
+
+def test_a_device_pulls_the_keyframe_of_a_release(federation: Federation) -> None:
+    current = federation.open_round()
+    for index, name in enumerate(NAMES):
+        federation.deliver(name, update_of(name, current, 0.01 * (index + 1)))
+    federation.restart()
+    keyframe = federation.release().keyframe
+    assert keyframe is not None
+    topic = TOPICS.up(A, "get")
+    federation.coordinator.handle(topic, seal(ChunkRequest(keyframe.sha256, (0,)), KEYS[A], topic))
+    down = TOPICS.down(A, "chunk")
+    [chunk] = [unseal(Chunk, payload, SERVER_KEY.public, down) for payload in federation.wire.take(down)]
+    newest = federation.store.newest_release()
+    assert newest is not None
+    assert decode_keyframe(chunk.data, PARAMETERS).tobytes() == newest.adapter.tobytes()
+
+
 def test_after_a_restart_an_update_from_before_is_a_duplicate(federation: Federation) -> None:
     current = federation.open_round()
     envelope = update_of(A, current)
@@ -215,8 +305,8 @@ def test_a_new_package_ends_the_open_round(federation: Federation) -> None:
     federation.coordinator.tick()
     assert federation.announcement().version == 2
     release = federation.release()
-    assert (release.number, release.updates, release.parent) == (1, 0, b"")
-    assert release_adapter(release, PARAMETERS).tolist() == [1.0] * PARAMETERS
+    assert (release.number, release.updates, release.base, release.body) == (1, 0, b"", b"")
+    assert release.adapter_sha256 == adapter_sha256(np.ones(PARAMETERS, np.float32))
     assert federation.deliver(B, update_of(B, current))[0].verdict == "late"
     following = federation.open_round()
     assert (following.number, following.package) == (2, federation.announcement().package.sha256)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from protocol.messages import DeviceState, Report, adapter_bytes
+from protocol.release_coding import Difference
 from server.errors import ServerError
 from server.registry import MAX_REFUSALS
 from server.store import ReleaseRecord, RoundRecord, Store
@@ -19,6 +20,7 @@ KEY, OTHER = private_key(1).public, private_key(2).public
 INITIAL = np.arange(PARAMETERS, dtype=np.float32)
 PACKAGE = tiny_package(INITIAL.tolist())
 SHA256 = hashlib.sha256(PACKAGE).digest()
+RESIDUAL = np.array([0, -1, 1, 1 << 33, -(1 << 33), 7], np.int64)
 STATE = DeviceState(True, 10, KEY.raw, "0.1", SHA256, 0, 5)
 
 
@@ -36,7 +38,11 @@ def push(store: Store, now: float = 1.0) -> int:
 def release(number: int, round_number: int | None) -> ReleaseRecord:
     adapter = INITIAL + np.float32(number)
     digest = hashlib.sha256(adapter_bytes(adapter)).digest()
-    return ReleaseRecord(number, 1, round_number, b"p" * 32, digest, adapter, 5.0, 2, 20, {"loss": 0.5})
+    return ReleaseRecord(
+        *(number, 1, round_number, b"p" * 32, digest, adapter, 5.0, 2, 20, {"loss": 0.5}),
+        difference=Difference(b"\x01\x02", b"body"),
+        residual=RESIDUAL,
+    )
 
 
 def test_a_restart_keeps_everything(tmp_path: Path) -> None:
@@ -44,7 +50,7 @@ def test_a_restart_keeps_everything(tmp_path: Path) -> None:
     push(first)
     first.register_device("a", KEY, 2.0)
     first.set_device_state("a", STATE, 3.0)
-    first.open_round(RoundRecord(1, 1, 0, ("a", "b"), 4.0, 100.0))
+    first.open_round(RoundRecord(1, 1, 0, ("a", "b"), 4.0, 100.0, release_step_ratio=1.5))
     first.extend_round(1, 200.0)
     first.journal_update("a", 1, b"s" * 32, b"envelope", key=KEY, now=5.0)
     first.add_report("a", Report(0, "local", gain=0.5), 6.0)
@@ -63,7 +69,7 @@ def test_a_restart_keeps_everything(tmp_path: Path) -> None:
         5,
         3.0,
     )
-    assert store.open_round_record() == RoundRecord(1, 1, 0, ("a", "b"), 4.0, 200.0)
+    assert store.open_round_record() == RoundRecord(1, 1, 0, ("a", "b"), 4.0, 200.0, release_step_ratio=1.5)
     assert list(store.journalled_updates(1)) == [("a", b"envelope", KEY)]
     assert store.journalled_update("a", 1) == b"s" * 32
     assert store.reports(0)["a"]["gain"] == 0.5
@@ -72,6 +78,7 @@ def test_a_restart_keeps_everything(tmp_path: Path) -> None:
     assert newest is not None
     assert (newest.number, newest.round, newest.parent) == (0, None, b"")
     assert newest.adapter.tolist() == INITIAL.tolist()
+    assert (newest.difference, newest.residual) == (None, 0)
     store.close()
 
 
@@ -120,9 +127,11 @@ def test_a_round_closes_together_with_its_release(store: Store) -> None:
     assert newest is not None
     assert newest.adapter.tolist() == (INITIAL + 1).tolist()
     assert newest.metrics == {"loss": 0.5}
+    assert newest.difference == Difference(b"\x01\x02", b"body")
+    assert np.asarray(newest.residual).tolist() == RESIDUAL.tolist()
     assert store.rounds_done(1) == 1
     assert [row["number"] for row in store.releases()] == [1, 0]
-    assert all("adapter" not in row for row in store.releases())
+    assert {"adapter", "body", "residual"}.isdisjoint(store.releases()[0])
 
 
 def test_a_device_with_another_key_is_refused_until_it_is_removed(store: Store) -> None:
@@ -170,7 +179,7 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     database.execute("UPDATE settings SET value = '99' WHERE name = 'schema_version'")
     database.commit()
     database.close()
-    with pytest.raises(ServerError, match="schema version 99, this program needs 1"):
+    with pytest.raises(ServerError, match="schema version 99, this program needs 2"):
         Store(tmp_path)
 
 

@@ -1,6 +1,7 @@
 """Importers: the real data sets become fleets of known size, and what is missing is named."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from protocol.errors import DataError
 from protocol.fleet import FleetDescription
 from protocol.recording import Recording
+from runtime.pictures import read_picture
 from simulation.importers import IMPORTERS, import_dataset
+from simulation.pictures import read_device_pictures
 from simulation.recordings import read_device, read_fleet
 
 DATA = Path(os.environ.get("GRAFTWORK_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -77,8 +80,54 @@ def test_pump_devices_are_three_or_four_experiments_of_one_fault(tmp_path: Path)
     assert labels.mean() == pytest.approx(0.35, abs=0.01)
 
 
+@pytest.mark.data
+def test_hydraulic_devices_are_the_rig_in_one_state(tmp_path: Path) -> None:
+    fleet, recordings = imported("hydraulic_rig", tmp_path / "fleet")
+    assert len(fleet.devices) == 12
+    assert [device.id for device in fleet.of_role("source")] == [
+        "cooler003-accumulator130",
+        "cooler020-accumulator130",
+        "cooler100-accumulator130",
+    ]
+    assert len(fleet.schema.channels) == 8
+    assert rows(recordings) == 2205 * 60
+    for parts in recordings.values():
+        assert {label for part in parts for label in part.labels.tolist()} == {0, 1, 2}
+    with np.load(DATA / "hydraulic_rig" / "hydraulic_rig.npz") as data:
+        first = recordings["cooler003-accumulator130"][0]
+        assert np.array_equal(first.samples[:60, 0], data["TS1"][0])
+        assert first.samples[0, 6] == pytest.approx(data["FS1"][0, :10].mean())
+
+
+@pytest.mark.data
+def test_meter_devices_are_one_meter_with_the_original_files(tmp_path: Path) -> None:
+    if not (DATA / "meter_digits").is_dir():
+        pytest.skip(f"{DATA / 'meter_digits'} is absent; set GRAFTWORK_DATA to the folder of the data sets")
+    target = tmp_path / "fleet"
+    import_dataset("meter_digits", DATA, target)
+    fleet = read_fleet(target)
+    assert (len(fleet.devices), len(fleet.of_role("source"))) == (16, 6)
+    assert {device.domain for device in fleet.devices} == {"gas", "power", "water"}
+    assert fleet.schema.input_shape(fleet.window) == (1, 32, 20)
+    assert "Licence:" in fleet.description
+    device = next(device for device in fleet.devices if device.id == "water_unknown_iotson")
+    found = read_device_pictures(target, fleet, device)
+    assert found.errors == ()
+    with np.load(DATA / "meter_digits" / "meter_digits.npz") as data:
+        archive, offsets = data["jpeg"].tobytes(), data["offsets"]
+        members = np.flatnonzero(data["domain"] == device.id)
+        originals = Counter(
+            (int(data["y"][index]), archive[offsets[index] : offsets[index + 1]]) for index in members
+        )
+    assert Counter((file.label, file.path.read_bytes()) for file in found.pictures) == originals
+    fives = np.stack([read_picture(f, fleet.schema) for f in found.pictures if f.label == 5])
+    steps = np.sqrt(((fives[1:] - fives[:-1]) ** 2).mean((1, 2, 3)))
+    others = np.sqrt(((fives[1:] - fives[:1]) ** 2).mean((1, 2, 3)))
+    assert np.median(steps) < np.median(others), "pictures that hardly differ are neighbours"
+
+
 def test_an_unknown_data_set_is_refused_with_the_known_names(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"expected one of gearbox_vibration, skab_valve, sp_sw_har"):
+    with pytest.raises(DataError, match=r"expected one of gearbox_vibration, hydraulic_rig, meter_digits"):
         import_dataset("mnist", tmp_path, tmp_path / "fleet")
 
 

@@ -12,8 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from protocol.messages import TrainingPolicy, Update, unseal
+from agent.download import WINDOW
+from protocol.artifacts import describe
+from protocol.messages import ChunkRequest, Release, TrainingPolicy, Update, unseal
 from protocol.topics import Topics
+from server import offers as server_offers
 from server.round import RoundPolicy
 from simulation.errors import SimulationError
 from simulation.in_process import (
@@ -25,11 +28,18 @@ from simulation.in_process import (
     InProcessFederation,
     key_of,
 )
-from tests.builders import LogisticEngine, tiny_package, two_levels, write_recording
+from tests.builders import (
+    WIDE_PARAMETERS,
+    WIDE_SEGMENTS,
+    WideEngine,
+    tiny_package,
+    two_levels,
+    write_recording,
+)
 
 NAMES = ("pump-1", "pump-2", "pump-3", "pump-4")
-# Three chunks.
-PACKAGE = tiny_package(filler=150_000)
+# Three chunks, and an adapter large enough that its releases go as differences.
+PACKAGE = tiny_package((0.0,) * WIDE_PARAMETERS, filler=150_000, segments=WIDE_SEGMENTS)
 TRAINING = TrainingPolicy(learning_rate=0.1, epochs=2)
 FOREVER = 1e7
 
@@ -64,7 +74,7 @@ class Runs:
         directory = self.folder / str(next(self._numbers))
         arguments: dict[str, Any] = {
             "training": TRAINING,
-            "make_engine": lambda *_: LogisticEngine(),
+            "make_engine": lambda *_: WideEngine(),
             "round_policy": everyone(rounds, devices),
             **changes,
         }
@@ -273,6 +283,157 @@ def moment_of_update(runs: Runs, policy: RoundPolicy) -> int:
         federation.broker.publish = watch  # type: ignore[method-assign]
         federation.run()
     return taken[0]
+
+
+AWAY = NAMES[0]
+
+
+def without_waiting(rounds: int) -> RoundPolicy:
+    """A policy under which three of four devices go on without the fourth."""
+    return RoundPolicy(
+        minimum_devices=3, quorum=1.0, deadline_seconds=FOREVER, gather_seconds=5.0, rounds=rounds
+    )
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keyframes in many chunks, as those of large adapters."""
+    monkeypatch.setattr(server_offers, "describe", lambda data: describe(data, 200))
+
+
+@contextmanager
+def a_device_away(
+    runs: Runs, *, forget: bool, rounds: int = 4, **changes: Any
+) -> Iterator[InProcessFederation]:
+    """Four rounds, all but the first without one device; it is about to start again.
+
+    Args:
+        runs: where to run.
+        forget: the broker kept nothing for the device, as after its session expired.
+        rounds: of which more than four are still to come.
+        changes: of the federation.
+    """
+    with runs.run(round_policy=without_waiting(rounds), **changes) as federation:
+        while held(federation, AWAY) < 1:
+            federation.step()
+        federation.kill(AWAY)
+        while held(federation, NAMES[1]) < 4:
+            federation.step()
+        if forget:
+            federation.broker.restart(forget=True)
+            federation.step()
+        yield federation
+
+
+def held(federation: InProcessFederation, name: str) -> int:
+    return federation.agent_stores[name].state().release
+
+
+def chunks_asked(federation: InProcessFederation) -> list[tuple[bytes, int]]:
+    """(artifact, chunk) that the device asks for from now on, as they come."""
+    found: list[tuple[bytes, int]] = []
+    topic = Topics(FEDERATION).up(AWAY, "get")
+    publish = federation.broker.publish
+
+    def watch(client: str, name: str, payload: bytes, *, retain: bool) -> bool:
+        if name == topic:
+            request = unseal(ChunkRequest, payload, key_of(AWAY).public, topic)
+            found.extend((request.artifact, index) for index in request.indices)
+        return publish(client, name, payload, retain=retain)
+
+    federation.broker.publish = watch  # type: ignore[method-assign]
+    return found
+
+
+def holds_the_newest(federation: InProcessFederation) -> bool:
+    """Whether the device holds the server's newest adapter, to the bit."""
+    store = federation.server_store
+    newest = store.newest_release() if store else None
+    adapter = federation.agent_stores[AWAY].adapter("global")
+    return newest is not None and adapter is not None and adapter.tobytes() == newest.adapter.tobytes()
+
+
+def test_a_release_is_a_twentieth_of_its_adapter(runs: Runs) -> None:
+    with runs.run(round_policy=without_waiting(4)) as federation:
+        topic = Topics(FEDERATION).all("release")
+        sizes: list[int] = []
+        publish = federation.broker.publish
+
+        def watch(client: str, name: str, payload: bytes, *, retain: bool) -> bool:
+            if name == topic:
+                sizes.append(len(unseal(Release, payload, key_of(SERVER).public, topic).body))
+            return publish(client, name, payload, retain=retain)
+
+        federation.broker.publish = watch  # type: ignore[method-assign]
+        federation.run()
+        assert sizes[0] == 0  # the package has it
+        assert 0 < max(sizes) < 4 * WIDE_PARAMETERS / 20
+        assert chunks_asked(federation) == []
+
+
+def test_a_device_back_after_some_releases_takes_their_differences_from_its_session(runs: Runs) -> None:
+    with a_device_away(runs, forget=False) as federation:
+        asked = chunks_asked(federation)
+        federation.start(AWAY)
+        federation.run(50)
+        assert holds_the_newest(federation)
+        assert asked == []
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_device_back_after_its_session_expired_pulls_the_keyframe(runs: Runs) -> None:
+    with a_device_away(runs, forget=True) as federation:
+        asked = chunks_asked(federation)
+        federation.start(AWAY)
+        federation.run(50)
+        assert holds_the_newest(federation)
+        assert sorted(index for _, index in asked) == list(range(len(asked)))
+        assert len(asked) > WINDOW
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("seed", range(3))
+def test_a_keyframe_through_a_lossy_link(runs: Runs, seed: int) -> None:
+    with a_device_away(runs, forget=True, seed=seed) as federation:
+        federation.broker.disturbance = Disturbance(drop=0.3, duplicate=0.3, delay_seconds=5.0)
+        federation.start(AWAY)
+        federation.run(500, seconds=2.0)
+        assert holds_the_newest(federation)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_device_is_killed_at_every_moment_of_catching_up(runs: Runs) -> None:
+    with a_device_away(runs, forget=True) as federation:
+        before = federation.moments[AWAY]
+        federation.start(AWAY)
+        federation.run(50)
+        moments = federation.moments[AWAY] - before
+    assert moments > 12
+    for moment in range(1, moments + 1):
+        with a_device_away(runs, forget=True) as federation:
+            asked = chunks_asked(federation)
+            federation.start(AWAY)
+            federation.kill_at(AWAY, federation.moments[AWAY] + moment)
+            for _ in range(20):
+                federation.step()
+            if not federation.running(AWAY):
+                federation.start(AWAY)
+            federation.run(100)
+            assert holds_the_newest(federation), f"killed at moment {moment} of {moments}"
+            # What arrived before is on disk; at most a window that was on its way is asked for again.
+            assert len(asked) <= len(set(asked)) + WINDOW
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_releases_overtake_the_keyframe_that_is_pulled(runs: Runs) -> None:
+    with a_device_away(runs, forget=True, rounds=9) as federation:
+        federation.broker.disturbance = Disturbance(delay_seconds=40.0)
+        asked = chunks_asked(federation)
+        federation.start(AWAY)
+        federation.run(2000)
+        assert held(federation, AWAY) == 9
+        assert holds_the_newest(federation)
+        assert len({artifact for artifact, _ in asked}) > 1
 
 
 def test_an_update_of_a_dead_round_is_answered_late(runs: Runs) -> None:

@@ -1,38 +1,35 @@
-"""The backbone for time series: a small 1-D convolution network with named layers for adapters.
+"""The backbone for vibration and motion: a small 1-D convolution network.
 
-    window -> normalise -> stem (3 strided convolutions) -> pool (mean, deviation)
-           -> blocks.0 -> blocks.1 -> head
-
-It is small on purpose: the prefix runs once per window on a gateway's CPU. The normalisation is that of the
-source data and lives in buffers, so a device feeds raw samples.
+window -> normalise -> stem (3 strided convolutions) -> pool (mean, deviation)
+       -> blocks.0 -> blocks.1 -> head
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from models.adapters import AdapterSpec
+from models.backbones.backbone import Backbone, check_kind
 from models.errors import AdapterError
 from protocol.input_schema import InputSchema, WindowSpec
 
 WIDTH = 128
-RANKS = {"bottleneck": 16, "lora": 16, "head": 1}
-"""Default rank of each kind of adapter: 8,000 to 12,000 parameters for few classes (head: hundreds)."""
 SHORTEST = 32
 """Fewest rows per window that leave the pooling something to measure."""
 
 
-class Conv1dBackbone(nn.Module):
-    """Classifies windows of sensor data; adaptable layers are `blocks.0`, `blocks.1` and `head`."""
+class Conv1dBackbone(Backbone):
+    """Adaptable layers are `blocks.0`, `blocks.1` and `head`, and the stem's `stem.0`, `stem.3`, `stem.6`."""
 
-    mean: Tensor
-    deviation: Tensor
+    NAME = "conv1d"
+    ADAPTER = "bottleneck"
+    LAYERS: ClassVar = {"bottleneck": ("blocks.0", "blocks.1"), "lora": ("blocks.0.0", "blocks.1.0")}
+    # 8,000 to 12,000 parameters for few classes (head: hundreds).
+    RANKS: ClassVar = {"bottleneck": 16, "lora": 16}
 
     def __init__(self, channels: int, classes: int, strides: Sequence[int] = (4, 2, 2)) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(channels, 1))
-        self.register_buffer("deviation", torch.ones(channels, 1))
+        super().__init__(channels, 1)
         first, second, third = strides
         self.stem = nn.Sequential(
             *_convolution(channels, 32, 15, first),
@@ -47,26 +44,21 @@ class Conv1dBackbone(nn.Module):
         """Choose the strides for a schema's windows.
 
         Raises:
-            AdapterError: the windows are too short for the stem.
+            AdapterError: pictures, or windows too short for the stem.
         """
+        check_kind(cls, schema, images=False)
         if window.length < SHORTEST:
             raise AdapterError(
-                f"window length: expected at least {SHORTEST} rows, got {window.length}",
-                "use longer windows, or export a module of your own",
+                f"backbone {cls.NAME}: window length: expected at least {SHORTEST} rows, got {window.length}",
+                "use longer windows or --backbone mlp, or export a module of your own",
             )
         # About 16 to 64 positions remain for the pooling.
         strides = (4, 2, 2) if window.length >= 512 else (2, 2, 2) if window.length >= 128 else (1, 2, 1)
         return cls(len(schema.channels), len(schema.classes), strides)
 
-    def set_normalisation(self, mean: Tensor, deviation: Tensor) -> None:
-        """Set what is subtracted from each channel and what it is divided by, both float32 [channels]."""
-        self.mean.copy_(mean[:, None])
-        # A constant channel carries nothing; dividing by its tiny deviation would only amplify noise.
-        self.deviation.copy_(torch.where(deviation > 1e-6 * (1 + mean.abs()), deviation, 1.0)[:, None])
-
     def forward(self, window: Tensor) -> Tensor:
         """Map windows, float32 [batch, channels, length], to logits, float32 [batch, classes]."""
-        hidden = self.stem((window - self.mean) / self.deviation)
+        hidden = self.stem(self.normalised(window))
         centre = hidden.mean(-1, keepdim=True)
         # Written out, since a variance has more spellings in ONNX than runtimes agree on.
         spread = ((hidden - centre).square().mean(-1) + 1e-5).sqrt()
@@ -75,15 +67,6 @@ class Conv1dBackbone(nn.Module):
             features = block(features)
         logits: Tensor = self.head(features)
         return logits
-
-
-def default_adapter(
-    kind: str = "bottleneck", rank: int | None = None, *, freeze_a: bool = False
-) -> AdapterSpec:
-    """Return the recipe for a `Conv1dBackbone`: adapters at both blocks, and the head."""
-    rank = RANKS.get(kind, 1) if rank is None else rank
-    layers = {"bottleneck": ("blocks.0", "blocks.1"), "lora": ("blocks.0.0", "blocks.1.0")}
-    return AdapterSpec(kind, layers.get(kind, ()), "head", rank, freeze_a)
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> list[nn.Module]:

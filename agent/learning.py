@@ -1,0 +1,100 @@
+"""A learning in progress: the trainings that a release asks for, one after another, step by step.
+
+It can be written down after any step and gone on with after a power cut; what was written belongs to exactly
+this release, these windows and this policy, or it is not used.
+"""
+
+import io
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from agent.training import Arrays, Training
+
+if TYPE_CHECKING:
+    from agent.engine import Floats
+
+log = logging.getLogger(__name__)
+
+MakeTraining = Callable[[], Training]
+
+
+class Learning:
+    """Trainings by name, in order; `step` until `finished`."""
+
+    def __init__(self, identity: bytes, trainings: Mapping[str, MakeTraining]) -> None:
+        """Begin.
+
+        Args:
+            identity: names what all results depend on.
+            trainings: how to begin each; only one is in memory at a time.
+        """
+        self._identity = identity
+        self._makers = dict(trainings)
+        self.adapters: dict[str, Floats] = {}
+        """What was learned, float32 [parameters] each."""
+        self._current: Training | None = None
+        self._advance()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all trainings are through."""
+        return self._current is None
+
+    @property
+    def progress(self) -> float:
+        """Share of the work that is done, 0 to 1."""
+        current = self._current.progress if self._current else 0.0
+        return (len(self.adapters) + current) / max(1, len(self._makers))
+
+    def step(self) -> None:
+        """Train on one batch."""
+        if self._current is not None:
+            self._current.step()
+            self._advance()
+
+    def checkpoint(self) -> bytes:
+        """What `restore` needs to go on from here."""
+        arrays: Arrays = {f"learned.{name}": adapter for name, adapter in self.adapters.items()}
+        if self._current is not None:
+            arrays |= {f"current.{name}": value for name, value in self._current.state().items()}
+        out = io.BytesIO()
+        np.savez(out, identity=np.frombuffer(self._identity, np.uint8), **arrays)  # type: ignore[arg-type]
+        return out.getvalue()
+
+    def restore(self, data: bytes) -> bool:
+        """Go on from a checkpoint; False, and nothing changes, when it belongs to another learning."""
+        try:
+            with np.load(io.BytesIO(data)) as file:
+                arrays = {name: file[name] for name in file.files}
+            if arrays["identity"].tobytes() != self._identity:
+                return False
+            learned = {name[8:]: arrays[name] for name in arrays if name.startswith("learned.")}
+            done = list(self._makers)[: len(learned)]
+            if set(done) != set(learned):
+                raise ValueError(  # noqa: TRY301 - handled like any other damage
+                    f"expected the trainings {done}, got {sorted(learned)}"
+                )
+            rest = list(self._makers)[len(learned) :]
+            current = self._makers[rest[0]]() if rest else None
+            if current is not None:
+                current.restore({name[8:]: arrays[name] for name in arrays if name.startswith("current.")})
+        except Exception as error:  # noqa: BLE001 - a torn or foreign file: zip, numpy and json raise all kinds
+            log.warning("the training's checkpoint is of no use, so it starts anew: %s", error)
+            return False
+        self.adapters = {name: np.array(learned[name], np.float32) for name in done}
+        self._current = current
+        return True
+
+    def _advance(self) -> None:
+        """Go on to the next training that has work to do."""
+        while self._current is None or self._current.finished:
+            names = list(self._makers)
+            if self._current is not None:
+                self.adapters[names[len(self.adapters)]] = self._current.adapter
+                self._current = None
+            if len(self.adapters) == len(names):
+                return
+            self._current = self._makers[names[len(self.adapters)]]()

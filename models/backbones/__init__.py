@@ -1,0 +1,20 @@
+"""The project's own backbones; see docs/backbones.md. Any torch module does as well."""
+
+from models.backbones.backbone import Backbone
+from models.backbones.choice import AUTO, BACKBONES, choose, default_adapter
+from models.backbones.conv1d import Conv1dBackbone
+from models.backbones.conv2d import Conv2dBackbone
+from models.backbones.mlp import MlpBackbone
+from models.backbones.transformer import TransformerBackbone
+
+__all__ = [
+    "AUTO",
+    "BACKBONES",
+    "Backbone",
+    "Conv1dBackbone",
+    "Conv2dBackbone",
+    "MlpBackbone",
+    "TransformerBackbone",
+    "choose",
+    "default_adapter",
+]

@@ -1,0 +1,116 @@
+"""What one simulated device gets in its spool, and what it is tested on.
+
+The development part goes into the spool, labels beyond the budget erased; the test part stays here.
+Recordings are written as CSV, pictures copied as they are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.fleet import Device, FleetDescription
+from protocol.recording import Recording
+from protocol.windows import concatenate, cut
+from runtime.pictures import read_picture
+from simulation.pictures import copy_pictures, read_device_pictures
+from simulation.recordings import read_device, write_recording
+from simulation.splits import divide, divide_pictures, keep_labels, keep_picture_labels
+
+
+@dataclass(frozen=True, eq=False)
+class Allotment:
+    """The data of one device."""
+
+    development_windows: int
+    labelled_windows: int
+    test_x: NDArray[np.float32]
+    """[n, *input_shape]."""
+    test_y: NDArray[np.int64]
+    """[n], all labelled."""
+    problems: tuple[str, ...]
+    """What was left out, with the reason; the last one says so when the device cannot take part."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is something to train on and something to test on."""
+        return bool(self.labelled_windows) and len(self.test_y) > 0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many labels a device knows."""
+
+    per_class: int | None
+    """Labelled windows, or pictures, of each class; None: all."""
+    seed: int
+    """Decides which."""
+
+
+def allot(directory: Path, fleet: FleetDescription, device: Device, budget: Budget, spool: Path) -> Allotment:
+    """Fill a device's spool, and keep back its test part.
+
+    Args:
+        directory: the fleet directory.
+        fleet: its description.
+        device: one of its devices.
+        budget: how many labels it knows.
+        spool: folder to make and fill.
+    """
+    of = _allot_pictures if fleet.schema.of_images else _allot_recordings
+    found = of(directory, fleet, device, budget, spool)
+    if found.usable or not (found.development_windows or len(found.test_y) or spool.exists()):
+        return found
+    inputs = "pictures" if fleet.schema.of_images else "windows"
+    what = f"labelled test {inputs}" if found.labelled_windows else f"labelled {inputs} to train on"
+    reason = f"device {device.id!r}: expected {what}, found none"
+    return Allotment(
+        found.development_windows,
+        found.labelled_windows,
+        found.test_x,
+        found.test_y,
+        (*found.problems, reason),
+    )
+
+
+def _allot_recordings(
+    directory: Path, fleet: FleetDescription, device: Device, budget: Budget, spool: Path
+) -> Allotment:
+    data = read_device(directory, fleet, device)
+    division = divide(data.recordings, fleet.split)
+    development = keep_labels(division.development, fleet.schema, fleet.window, budget.per_class, budget.seed)
+    for recording in development:
+        spool.mkdir(parents=True, exist_ok=True)
+        write_recording(spool / f"{Path(recording.name).stem}.csv", recording, fleet.schema)
+    _, labels = _windows(development, fleet)
+    test_x, test_y = _windows(division.test, fleet)
+    known = test_y >= 0
+    problems = tuple(str(error) for error in data.errors)
+    return Allotment(len(labels), int(np.count_nonzero(labels >= 0)), test_x[known], test_y[known], problems)
+
+
+def _allot_pictures(
+    directory: Path, fleet: FleetDescription, device: Device, budget: Budget, spool: Path
+) -> Allotment:
+    data = read_device_pictures(directory, fleet, device)
+    division = divide_pictures(data.pictures, fleet.split)
+    kept = keep_picture_labels(division.development, fleet.schema, budget.per_class, budget.seed)
+    copy_pictures(kept, spool, fleet.schema)
+    test = [file for file in division.test if file.label >= 0]
+    pixels = np.empty((len(test), *fleet.schema.input_shape(fleet.window)), np.float32)
+    for index, file in enumerate(test):
+        pixels[index] = read_picture(file, fleet.schema)
+    labels = np.array([file.label for file in test], np.int64)
+    problems = tuple(str(error) for error in data.errors)
+    return Allotment(len(kept), sum(file.label >= 0 for file in kept), pixels, labels, problems)
+
+
+def _windows(
+    recordings: Sequence[Recording], fleet: FleetDescription
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    if not recordings:
+        return np.zeros((0, *fleet.schema.input_shape(fleet.window)), np.float32), np.zeros(0, np.int64)
+    windows = concatenate([cut(recording, fleet.window) for recording in recordings])
+    return windows.x, windows.y
