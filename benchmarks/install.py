@@ -6,6 +6,7 @@ Installs `.[agent]` into a fresh environment and counts the bytes of its site-pa
 pip and setuptools not. Then asks pip's resolver, with its platform flags and wheels only, whether the same
 installs on 64-bit Arm and x86-64 with each supported Python; no board is needed. `loaded_bytes` are those of
 the files that an agent loads until it has trained one step: what an image could not do without.
+`trimmed_bytes` is what is left after `graftwork-firmware trim`; a step is trained in what is left.
 
 pip evaluates environment markers of dependencies (`; python_version < "3.11"`) for the Python that it runs
 on. Those of our own requirements are therefore evaluated here, for the target.
@@ -71,7 +72,7 @@ def main() -> None:
     parser.add_argument("--extra", default="agent")
     parser.add_argument("--json", action="store_true", help="print only the JSON object")
     options = parser.parse_args()
-    sizes, loaded = install(options.extra)
+    sizes, loaded, trimmed = install(options.extra)
     resolved = {
         f"{machine} {python}": resolve(options.extra, machine, python)
         for machine in PLATFORMS
@@ -81,6 +82,7 @@ def main() -> None:
         "extra": options.extra,
         "python": sys.version.split()[0],
         "installed_bytes": sum(sizes.values()),
+        "trimmed_bytes": trimmed,
         "loaded_bytes": loaded,
         "goal_bytes": GOAL_BYTES,
         "distributions": sizes,
@@ -91,17 +93,18 @@ def main() -> None:
         for name, size in sizes.items():
             print(f"{name:24} {size / 1e6:7.2f} MB")
         print(f"{'together':24} {sum(sizes.values()) / 1e6:7.2f} MB, goal {GOAL_BYTES / 1e6:.0f} MB")
+        print(f"{'after trimming':24} {trimmed / 1e6:7.2f} MB")
         print(f"{'loaded by a training':24} {loaded / 1e6:7.2f} MB")
         for name, reason in resolved.items():
             print(f"{name:24} {reason or 'resolves'}")
     print(json.dumps(result))
 
 
-def install(extra: str) -> tuple[dict[str, int], int]:
-    """Install the project with an extra into a fresh environment.
+def install(extra: str) -> tuple[dict[str, int], int, int]:
+    """Install the project with an extra into a fresh environment, and trim it.
 
     Returns:
-        Bytes by distribution, largest first, and those of the files that a training loads.
+        Bytes by distribution, largest first; those of the files that a training loads; all after trimming.
 
     Raises:
         SystemExit: pip fails.
@@ -112,7 +115,11 @@ def install(extra: str) -> tuple[dict[str, int], int]:
         run([python, "-m", "pip", "install", "--quiet", "--no-warn-script-location", f"{ROOT}[{extra}]"])
         [site] = Path(folder).glob("lib/python*/site-packages")
         sizes = distribution_bytes(site)
-        return sizes, int(run([python, "-P" if sys.version_info >= (3, 11) else "-I", "-c", LOADED], folder))
+        run([python, "-m", "firmware_tools", "trim", folder], folder)
+        distribution_bytes.cache_clear()
+        trimmed = sum(distribution_bytes(site).values())
+        safe_path = "-P" if sys.version_info >= (3, 11) else "-I"
+        return sizes, int(run([python, safe_path, "-c", LOADED], folder)), trimmed
 
 
 @functools.cache

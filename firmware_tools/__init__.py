@@ -1,1 +1,1 @@
-"""Room for building, provisioning and flashing device images; nothing here yet."""
+"""Room for building, provisioning and flashing device images; so far it trims environments."""
