@@ -289,6 +289,12 @@ class Coordinator:
         self._package = unpack(data, None)  # checked against the publishers when it was pushed
         if self._package.sha256 != self._package_record.sha256:
             raise ServerError(f"package {self._package_record.name!r} changed on disk; push it again")
+        segments = self._package.manifest.slices()
+        for name in sorted(set(self._config.training.learning_rate_factors) - set(segments)):
+            log.warning(
+                "training.learning_rate_factors: package %s has no segment %r; it has %s",
+                self._package_record.name, name, ", ".join(segments),
+            )  # fmt: skip
         self._announcement = Announcement(
             self._package_record.version, self._package_record.name, describe(data), self._config.training
         )

@@ -18,6 +18,7 @@ from protocol.messages import (
     Report,
     Round,
     ServerState,
+    TrainingPolicy,
     seal,
     unseal,
 )
@@ -455,3 +456,15 @@ def test_a_package_that_changed_on_disk_is_not_served(federation: Federation) ->
     federation.close()
     with pytest.raises(ServerError, match="changed on disk; push it again"):
         federation.start()
+
+
+def test_a_policy_that_names_a_segment_that_is_not_there_is_said(
+    federation: Federation, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = TrainingPolicy(learning_rate_factors={"weight": 0.0, "haed": 0.5})
+    federation.config = replace(federation.config, training=training)
+    federation.restart()
+    said = [record.message for record in caplog.records if "learning_rate_factors" in record.message]
+    assert said == [
+        "training.learning_rate_factors: package tiny 1 has no segment 'haed'; it has weight, bias"
+    ]
