@@ -403,7 +403,10 @@ class DeviceAgent:
 
     def _look(self) -> None:
         """Tell the server when the number of labelled windows changed: it decides who is ready."""
-        labelled = len(self._require_learner().material().training)
+        learner = self._require_learner()
+        if not learner.changed():
+            return
+        labelled = len(learner.material().training)
         if labelled != self._labelled:
             self._labelled = labelled
             self._publish_state()

@@ -94,6 +94,13 @@ class Learner:
         self._cache = cache
         self._maximum = maximum_windows
         self._seed = seed
+        self._seen: list[tuple[str, int | None]] | None = None
+
+    def changed(self) -> bool:
+        """Whether the source differs from what it was when this was last asked; cheap, for idle times."""
+        seen = [(listing.key, listing.rows) for listing in self._source.list(self.manifest.schema)]
+        changed, self._seen = seen != self._seen, seen
+        return changed
 
     def inventory(self) -> Inventory:
         """Look at the source; features of new recordings are computed now."""

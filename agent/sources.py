@@ -83,7 +83,10 @@ class Source:
         for path in recordings_in(self._directory):
             if uncovered is not None and uncovered <= 0:
                 return
-            status = path.stat()
+            try:
+                status = path.stat()
+            except OSError:  # it left between the listing and now
+                continue
             yield Listing(path, f"{path.name} {status.st_size} {status.st_mtime_ns}", uncovered)
             if uncovered is not None:
                 recording = self.read(path, schema)

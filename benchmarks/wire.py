@@ -68,7 +68,7 @@ class CountingProxy:
             return
         try:
             await asyncio.gather(self._pump(near, away, up=True), self._pump(far, back, up=False))
-        except ConnectionError:
+        except OSError:
             pass  # one side is gone: the other must learn it
         finally:
             away.close()

@@ -33,7 +33,7 @@ class ServerConfig:
     round: RoundPolicy = field(default_factory=RoundPolicy)
     training: TrainingPolicy = field(default_factory=TrainingPolicy)
     maximum_update_bytes: int = 4 * 1024 * 1024
-    release_step_ratio: float = 2.0
+    release_step_ratio: float = 1.5
     """Quantisation step of a release in root mean squares of its difference to the one before: larger means
     fewer bytes to every device, and more of each round that only comes with the next release."""
 

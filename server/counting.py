@@ -71,7 +71,7 @@ class Counting:
             self._mean.updates,
             self._mean.weight,
             {"loss_before": self._loss_before / weight, "loss_after": self._loss_after / weight},
-            fleet_default(reports),
+            fleet_default(reports, base.default_choice),
             difference,
             target - decoded,
         )

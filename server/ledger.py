@@ -65,7 +65,7 @@ class RoundRecord:
     outcome: str | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the TrainingPolicy that its updates are held to."""
-    release_step_ratio: float = 2.0
+    release_step_ratio: float = 1.5
     """Quantisation step of its release in root mean squares of the difference."""
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from tests.system.plant import PACKAGE, Plant, memory, needs_mosquitto
 
-LIMIT_BYTES = 120_000_000
+LIMIT_BYTES = 90_000_000
+"""80 MB is the goal and what the benchmark measures; the first start after an installation also compiles."""
 TRAIN = """
 import json, sys, tempfile
 from pathlib import Path
