@@ -7,7 +7,6 @@ import numpy as np
 
 from protocol.evidence import LOSS_CAP, SIGNIFICANCE, chance
 
-
 DOUBT = 0.2
 """Chance that the gains are only luck from which on a default that was won is given up again."""
 
@@ -17,7 +16,8 @@ def fleet_default(reports: Iterable[Mapping[str, Any]], held: str) -> str:
 
     "personal" where the devices' held-out gains of the personal adapter over training alone are together
     more than luck, else "local". Once won, it stays until the gains may well be luck: evidence near the
-    threshold would otherwise switch the whole fleet back and forth. Devices that hold out nothing have no say.
+    threshold would otherwise switch the whole fleet back and forth. Devices that hold out nothing have no
+    say.
 
     Args:
         reports: fields of Report, one mapping per device.

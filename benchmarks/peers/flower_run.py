@@ -170,7 +170,7 @@ def _ends(directory: Path) -> list[float]:
 
 
 def _polls(proxy: CountingProxy) -> bool:
-    # It keeps one connection, or opens one per request when the machine is slow: bytes tell, connections do not.
+    # It keeps one connection, or opens many when the machine is slow: bytes tell, connections do not.
     return proxy.between(0, math.inf)[0] > GREETING_BYTES
 
 
