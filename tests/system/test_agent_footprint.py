@@ -11,8 +11,8 @@ import pytest
 from tests.system.plant import PACKAGE, Plant, memory, needs_mosquitto
 
 LIMIT_BYTES = 100_000_000
-"""The goal is 80 MB, which benchmarks.vs_flower measures. Right after an installation the kernel counts some 12 MB
-more of the same: files that were just written stand in its cache in large pieces, and are mapped as such."""
+"""The goal is 80 MB, which benchmarks.vs_flower measures. Right after an installation the kernel counts some
+12 MB more of the same: files that were just written stand in its cache in large pieces, and are mapped so."""
 TRAIN = """
 import json, sys, tempfile
 from pathlib import Path
