@@ -65,7 +65,7 @@ def test_an_update_without_change_is_accepted() -> None:
         ({"steps": b"\xff\xff\xff\xff"}, "refused", "step out of range"),
         ({"steps": bytes(4)}, "refused", "no symbols in a segment without a step"),
         ({"body": b""}, "refused", "lanes"),
-        ({"body": bytes(50)}, "refused", "1 to 4096 distinct symbols"),
+        ({"body": b"\x10" + bytes(50)}, "refused", "1 to 4096 distinct symbols"),
         ({"body": entropy_coding.encode(np.zeros(5000, np.int32))}, "refused", "lanes"),
         ({"body": entropy_coding.encode(np.array([1, 5, 3], np.int32))}, "refused", "the entropy-coded body"),
         (
