@@ -4,7 +4,7 @@
 
 Vectors: Gaussian, heavy-tailed (Student t, 3 degrees, with a log-normal scale per 1,000 parameters), and the
 real updates of the demo's devices after three rounds (the personal adapter minus the release). For each: bits
-per parameter of the coded body; its overhead to the entropy of the symbols; the error relative to the vector's
+per parameter of the coded body; its overhead to the entropy of the symbols; the error relative to its
 energy (NMSE); the distance to the rate-distortion bound of a Gaussian of that energy (at R bits no code has
 less error than 2**(-2R); a heavy-tailed vector may beat it); millions of parameters per second of quantising
 and encoding, of decoding and restoring, and of both together, on one core.
