@@ -24,6 +24,7 @@ from runtime.command_line import make_parser
 from runtime.errors import SetupError
 from runtime.keys import load_or_make
 from server import daemon
+from server import replay as replaying
 from server.config import ServerConfig, load
 from server.errors import ServerError
 from server.store import Store
@@ -61,8 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     devices.add_argument("public_key", nargs="?", help="what `graftwork-agent key` printed, for add")
     rounds = add("rounds", _rounds, "list rounds, newest first")
     releases = add("releases", _releases, "list releases, newest first")
+    replay = add("replay", _replay, "recompute releases from the journal and compare them")
+    replay.add_argument("release", help="number of a release, or: all")
     refusals = add("refusals", _refusals, "list messages that were refused, newest first")
-    for command in (devices, rounds, releases, refusals):
+    for command in (devices, rounds, releases, replay, refusals):
         command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
@@ -150,6 +153,21 @@ def _releases(options: argparse.Namespace, config: ServerConfig) -> int:
     columns = ["number", "round", "package_version", "updates", "weight", "created_at", "metrics", "sha256"]
     _show(options, rows, columns)
     return 0
+
+
+def _replay(options: argparse.Namespace, config: ServerConfig) -> int:
+    if options.release != "all" and not options.release.isdecimal():
+        raise ServerError(f"expected the number of a release, or all, got {options.release!r}")
+    with _store(config) as store:
+        if options.release == "all":
+            replays = list(replaying.replay_all(store, config.federation))
+        else:
+            replays = [replaying.replay(store, int(options.release), config.federation)]
+    columns = ["release", "round", "verdict", "updates", "sha256", "replayed", "reason"]
+    _show(options, [replaying.as_row(replayed) for replayed in replays], columns)
+    # Of all releases, those are judged whose updates are still there; one that is asked for must be there.
+    passed = {replaying.SAME, replaying.PRUNED} if options.release == "all" else {replaying.SAME}
+    return 0 if all(replayed.verdict in passed for replayed in replays) else 1
 
 
 def _refusals(options: argparse.Namespace, config: ServerConfig) -> int:

@@ -35,6 +35,7 @@ from server.errors import ServerError
 from server.intake import Accepted, OpenRound, Rejected, examine, open_update
 from server.offers import Offers
 from server.publications import release_message, round_message
+from server.replay import examine_journal
 from server.store import PackageRecord, ReleaseRecord, RoundRecord, Store
 
 log = logging.getLogger(__name__)
@@ -315,20 +316,13 @@ class Coordinator:
         policy = records.from_named(TrainingPolicy, record.training)
         counting = self._start_counting(record.number, cohort, policy, record.release_step_ratio)
         counted = set()
-        for device, envelope, key in self._store.journalled_updates(record.number):
-            # What was counted stays counted: with the key of then, whatever became of the device since.
-            update = open_update(envelope, key, self._topics, device, len(envelope))
-            decision = examine(
-                update,
-                device,
-                counting.current,
-                federation=self._config.federation,
-                manifest=manifest,
-                policy=counting.policy,
-            )
+        journal = self._store.journalled_updates(record.number)
+        for device, decision in examine_journal(journal, counting, self._config.federation, manifest):
             if isinstance(decision, Accepted):
                 counting.add(decision)
                 counted.add(device)
+            else:
+                log.error("the journalled update of device=%s is not counted: %s", device, decision.reason)
         self._state = rounds.Open(record.number, cohort, frozenset(counted), record.deadline, done)
         log.info("resumed round=%d with %d of %d updates", record.number, len(counted), len(cohort))
 

@@ -9,7 +9,7 @@ from protocol.release_coding import adapter_sha256, add_difference, decode_diffe
 from server.aggregation import MAX_TOTAL_WEIGHT, WeightedMean
 from server.evaluation import fleet_default
 from server.intake import Accepted, OpenRound
-from server.ledger import ReleaseRecord
+from server.ledger_records import ReleaseRecord
 
 
 class Counting:
@@ -44,7 +44,14 @@ class Counting:
         self._loss_before += accepted.weight * accepted.loss_before
         self._loss_after += accepted.weight * accepted.loss_after
 
-    def release(self, base: ReleaseRecord, reports: Iterable[Mapping[str, Any]], now: float) -> ReleaseRecord:
+    def release(
+        self,
+        base: ReleaseRecord,
+        reports: Iterable[Mapping[str, Any]],
+        now: float,
+        *,
+        coded: bool = True,
+    ) -> ReleaseRecord:
         """Make the release of what is counted.
 
         The release is the one before plus the difference that devices decode. What quantisation leaves over
@@ -54,10 +61,13 @@ class Counting:
             base: the release that the updates started from.
             reports: what the devices reported on it.
             now: Unix seconds.
+            coded: False: add the whole mean, as servers with schema version 1 did; for their replay.
         """
         target = self._mean.mean() + base.residual
-        difference = encode_difference(target, self._segments, self._release_step_ratio)
-        decoded = decode_difference(difference, self._segments, target.size)
+        difference, decoded = None, target
+        if coded:
+            difference = encode_difference(target, self._segments, self._release_step_ratio)
+            decoded = decode_difference(difference, self._segments, target.size)
         adapter = add_difference(base.adapter, decoded)
         weight = max(1, self._mean.weight)
         return ReleaseRecord(
@@ -73,5 +83,5 @@ class Counting:
             {"loss_before": self._loss_before / weight, "loss_after": self._loss_after / weight},
             fleet_default(reports, base.default_choice),
             difference,
-            target - decoded,
+            target - decoded if coded else 0,
         )

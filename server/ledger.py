@@ -1,9 +1,8 @@
 """What the federation did: packages, rounds, the journal of updates, releases."""
 
 import os
-import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,61 +11,18 @@ import sqlalchemy as sql
 from numpy.typing import NDArray
 from sqlalchemy.exc import IntegrityError
 
-from protocol.messages import adapter_bytes
-from protocol.release_coding import Difference, adapter_sha256
+from protocol.release_coding import adapter_sha256
 from protocol.signing import PublicKey
 from server import tables
 from server.database import Database, next_number
-
-
-@dataclass(frozen=True)
-class PackageRecord:
-    """A package that was pushed."""
-
-    version: int
-    sha256: bytes
-    name: str
-    pushed_at: float
-
-
-@dataclass(frozen=True)
-class ReleaseRecord:
-    """A release."""
-
-    number: int
-    package_version: int
-    round: int | None
-    parent: bytes
-    sha256: bytes
-    adapter: NDArray[np.float32]
-    """float32 [parameters]."""
-    created_at: float
-    updates: int
-    weight: int
-    metrics: Mapping[str, float]
-    default_choice: str = "local"
-    difference: Difference | None = None
-    """To the adapter of `parent`, as devices decode it; None: a package's initial adapter."""
-    residual: NDArray[np.int64] | int = 0
-    """What the difference leaves over for the next one, int64 [parameters] in units of 2**-30; 0: nothing."""
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """A round, open while `closed_at` is None."""
-
-    number: int
-    package_version: int
-    base_release: int
-    cohort: tuple[str, ...]
-    opened_at: float
-    deadline: float
-    closed_at: float | None = None
-    outcome: str | None = None
-    training: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the TrainingPolicy that its updates are held to."""
-    release_step_ratio: float = 1.5
-    """Quantisation step of its release in root mean squares of the difference."""
+from server.ledger_records import (
+    PackageRecord,
+    ReleaseRecord,
+    RoundRecord,
+    release_record,
+    release_row,
+    round_record,
+)
 
 
 class Ledger:
@@ -120,7 +76,7 @@ class Ledger:
                 weight=0,
                 metrics={},
             )
-            connection.execute(tables.releases.insert().values(_release_row(release)))
+            connection.execute(tables.releases.insert().values(release_row(release)))
         return version
 
     def package_path(self, sha256: bytes) -> Path:
@@ -132,6 +88,11 @@ class Ledger:
         row = self._database.first(
             sql.select(tables.packages).order_by(tables.packages.c.version.desc()).limit(1)
         )
+        return PackageRecord(**row) if row else None
+
+    def package(self, version: int) -> PackageRecord | None:
+        """A package by its version."""
+        row = self._database.first(sql.select(tables.packages).where(tables.packages.c.version == version))
         return PackageRecord(**row) if row else None
 
     def open_round(self, record: RoundRecord) -> None:
@@ -151,7 +112,12 @@ class Ledger:
     def open_round_record(self) -> RoundRecord | None:
         """The round that is open."""
         row = self._database.first(sql.select(tables.rounds).where(tables.rounds.c.closed_at.is_(None)))
-        return RoundRecord(**{**row, "cohort": tuple(row["cohort"])}) if row else None
+        return round_record(row) if row else None
+
+    def round_record(self, number: int) -> RoundRecord | None:
+        """A round by its number."""
+        row = self._database.first(sql.select(tables.rounds).where(tables.rounds.c.number == number))
+        return round_record(row) if row else None
 
     def rounds(self) -> list[dict[str, Any]]:
         """All rounds with the number of updates counted, newest first."""
@@ -232,41 +198,26 @@ class Ledger:
             )
             if not result.rowcount:
                 return False
-            connection.execute(tables.releases.insert().values(_release_row(release)))
+            connection.execute(tables.releases.insert().values(release_row(release)))
         return True
 
     def newest_release(self) -> ReleaseRecord | None:
         """The release that the federation runs."""
         statement = sql.select(tables.releases).order_by(tables.releases.c.number.desc()).limit(1)
         row = self._database.first(statement)
-        return _release_record(row) if row else None
+        return release_record(row) if row else None
+
+    def release(self, number: int) -> ReleaseRecord | None:
+        """A release by its number.
+
+        Raises:
+            ServerError: it is damaged.
+        """
+        row = self._database.first(sql.select(tables.releases).where(tables.releases.c.number == number))
+        return release_record(row) if row else None
 
     def releases(self) -> list[dict[str, Any]]:
         """All releases without their adapters, differences and residuals, newest first."""
         large = ("adapter", "steps", "body", "residual")
         columns = [column for column in tables.releases.c if column.name not in large]
         return self._database.all(sql.select(*columns).order_by(tables.releases.c.number.desc()))
-
-
-def _release_row(release: ReleaseRecord) -> dict[str, Any]:
-    values = {field.name: getattr(release, field.name) for field in fields(release)}
-    difference, residual = values.pop("difference"), np.asarray(values.pop("residual"), "<i8")
-    return {
-        **values,
-        "adapter": adapter_bytes(release.adapter),
-        "metrics": dict(release.metrics),
-        "steps": difference.steps if difference else None,
-        "body": difference.body if difference else None,
-        # Most of its bytes are those of small numbers' signs.
-        "residual": zlib.compress(residual.tobytes(), 1) if residual.ndim else None,
-    }
-
-
-def _release_record(row: Mapping[str, Any]) -> ReleaseRecord:
-    values = dict(row)
-    steps, body, residual = values.pop("steps"), values.pop("body"), values.pop("residual")
-    return ReleaseRecord(
-        **{**values, "adapter": np.frombuffer(row["adapter"], "<f4")},
-        difference=Difference(steps, body) if steps is not None else None,
-        residual=np.frombuffer(zlib.decompress(residual), "<i8") if residual is not None else 0,
-    )

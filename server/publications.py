@@ -5,7 +5,7 @@ import numpy as np
 from protocol.messages import BASE_BYTES, Release, Round
 from protocol.release_coding import encode_keyframe
 from server.intake import OpenRound
-from server.ledger import ReleaseRecord
+from server.ledger_records import ReleaseRecord
 from server.offers import Offers
 
 

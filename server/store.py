@@ -7,7 +7,8 @@ killed at any point goes on from the last commit.
 from pathlib import Path
 
 from server.database import Database
-from server.ledger import Ledger, PackageRecord, ReleaseRecord, RoundRecord
+from server.ledger import Ledger
+from server.ledger_records import PackageRecord, ReleaseRecord, RoundRecord
 from server.registry import Registry
 
 

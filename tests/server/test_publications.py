@@ -17,7 +17,7 @@ from protocol.release_coding import (
     encode_keyframe,
     release_adapter,
 )
-from server.ledger import ReleaseRecord
+from server.ledger_records import ReleaseRecord
 from server.offers import Offers
 from server.publications import release_message
 

@@ -1,0 +1,101 @@
+"""What a row of the ledger holds: packages, rounds and releases, and how a release becomes a row."""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.messages import adapter_bytes
+from protocol.release_coding import Difference
+from server.errors import ServerError
+
+
+@dataclass(frozen=True)
+class PackageRecord:
+    """A package that was pushed."""
+
+    version: int
+    sha256: bytes
+    name: str
+    pushed_at: float
+
+
+@dataclass(frozen=True)
+class ReleaseRecord:
+    """A release."""
+
+    number: int
+    package_version: int
+    round: int | None
+    parent: bytes
+    sha256: bytes
+    adapter: NDArray[np.float32]
+    """float32 [parameters]."""
+    created_at: float
+    updates: int
+    weight: int
+    metrics: Mapping[str, float]
+    default_choice: str = "local"
+    difference: Difference | None = None
+    """To the adapter of `parent`, as devices decode it; None: a package's initial adapter."""
+    residual: NDArray[np.int64] | int = 0
+    """What the difference leaves over for the next one, int64 [parameters] in units of 2**-30; 0: nothing."""
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """A round, open while `closed_at` is None."""
+
+    number: int
+    package_version: int
+    base_release: int
+    cohort: tuple[str, ...]
+    opened_at: float
+    deadline: float
+    closed_at: float | None = None
+    outcome: str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the TrainingPolicy that its updates are held to."""
+    release_step_ratio: float = 1.5
+    """Quantisation step of its release in root mean squares of the difference."""
+
+
+def release_row(release: ReleaseRecord) -> dict[str, Any]:
+    """The columns of a release."""
+    values = {field.name: getattr(release, field.name) for field in fields(release)}
+    difference, residual = values.pop("difference"), np.asarray(values.pop("residual"), "<i8")
+    return {
+        **values,
+        "adapter": adapter_bytes(release.adapter),
+        "metrics": dict(release.metrics),
+        "steps": difference.steps if difference else None,
+        "body": difference.body if difference else None,
+        # Most of its bytes are those of small numbers' signs.
+        "residual": zlib.compress(residual.tobytes(), 1) if residual.ndim else None,
+    }
+
+
+def round_record(row: Mapping[str, Any]) -> RoundRecord:
+    """The round of a row."""
+    return RoundRecord(**{**row, "cohort": tuple(row["cohort"])})
+
+
+def release_record(row: Mapping[str, Any]) -> ReleaseRecord:
+    """The release of a row.
+
+    Raises:
+        ServerError: its adapter or residual is not readable.
+    """
+    values = dict(row)
+    steps, body, residual = values.pop("steps"), values.pop("body"), values.pop("residual")
+    try:
+        return ReleaseRecord(
+            **{**values, "adapter": np.frombuffer(row["adapter"], "<f4")},
+            difference=Difference(steps, body) if steps is not None else None,
+            residual=np.frombuffer(zlib.decompress(residual), "<i8") if residual is not None else 0,
+        )
+    except (ValueError, zlib.error) as error:
+        raise ServerError(f"release {row['number']} is damaged in the database: {error}") from error

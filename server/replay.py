@@ -1,0 +1,213 @@
+"""Recompute a release from the journal, and say whether the same bits come out.
+
+A release is a function of what the server keeps: the release it starts from with its residual, the updates
+of its round with the keys that they were accepted under, and the policy of that round. So anyone who holds
+the journal can check what the server made of it. Nothing is written here.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from protocol import records
+from protocol.errors import ProtocolError
+from protocol.messages import TrainingPolicy
+from protocol.package import Manifest, ModelPackage, unpack
+from protocol.release_coding import adapter_sha256
+from protocol.signing import PublicKey
+from protocol.topics import Topics
+from server.counting import Counting
+from server.errors import ServerError
+from server.intake import Accepted, OpenRound, Rejected, examine, open_update
+from server.ledger import Ledger
+from server.ledger_records import ReleaseRecord, RoundRecord
+
+SAME, DIFFERENT, PRUNED = "same", "different", "pruned"
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What became of recomputing one release."""
+
+    release: int
+    round: int | None
+    """None: a package's initial adapter."""
+    verdict: str
+    """"same", "different", or "pruned": the journal holds none of the updates any more."""
+    updates: int
+    """Updates that went into the recomputed release."""
+    sha256: bytes
+    """Of the adapter, as the server keeps it."""
+    replayed: bytes
+    """Of the recomputed adapter; empty where there is none."""
+    reason: str = ""
+    """What differs, or why nothing could be computed."""
+
+
+Journal = Iterable[tuple[str, bytes, PublicKey]]
+"""(device, envelope, key that it was accepted under) of each update of a round, in any order."""
+
+
+def replay(store: Ledger, number: int, federation: str) -> Replay:
+    """Recompute the release `number` from what the store holds.
+
+    Raises:
+        ServerError: there is no such release, or its row is not readable.
+    """
+    stored = store.release(number)
+    if stored is None:
+        raise ServerError(f"there is no release {number}")
+    try:
+        package = _package(store, stored.package_version)
+        if stored.round is None:
+            return replay_initial(stored, package)
+        record, base = _origin(store, stored.round)
+        journal = store.journalled_updates(record.number)
+        return replay_round(stored, base, record, journal, manifest=package.manifest, federation=federation)
+    except (ServerError, ProtocolError) as error:
+        return Replay(number, stored.round, DIFFERENT, 0, stored.sha256, b"", str(error))
+
+
+def replay_all(store: Ledger, federation: str) -> Iterator[Replay]:
+    """Recompute every release, newest first, one at a time in memory."""
+    for row in store.releases():
+        try:
+            yield replay(store, row["number"], federation)
+        except ServerError as error:
+            yield Replay(row["number"], row["round"], DIFFERENT, 0, row["sha256"], b"", str(error))
+
+
+def replay_initial(stored: ReleaseRecord, package: ModelPackage) -> Replay:
+    """Compare a release without a round with the initial adapter of its package."""
+    found = adapter_sha256(package.adapter)
+    differences = _damage(stored)
+    if found != stored.sha256:
+        differences.append("adapter: not the initial adapter of its package")
+    return _verdict(stored, 0, found, differences)
+
+
+def replay_round(
+    stored: ReleaseRecord,
+    base: ReleaseRecord,
+    record: RoundRecord,
+    journal: Journal,
+    *,
+    manifest: Manifest,
+    federation: str,
+) -> Replay:
+    """Recompute the release of a round and compare it with the one that is kept.
+
+    Args:
+        stored: the release that is kept.
+        base: the release that the round started from.
+        record: the round, with its policy and step ratio.
+        journal: updates of the round.
+        manifest: of the package.
+        federation: its name, which the updates' signatures and dither are bound to.
+
+    Raises:
+        ProtocolError: the round's policy cannot be read.
+        ServerError: the base has another size, or the updates weigh more than a round can sum.
+    """
+    if base.adapter.size != manifest.parameters or np.size(base.residual) not in (1, manifest.parameters):
+        raise ServerError(f"release {base.number}: expected {manifest.parameters} parameters")
+    policy = records.from_named(TrainingPolicy, record.training)
+    current = OpenRound(record.number, base.sha256, frozenset(record.cohort))
+    counting = Counting(current, manifest, policy, record.release_step_ratio)
+    differences = _damage(base) + _damage(stored)
+    if stored.parent != base.sha256:
+        differences.append(f"parent: expected {base.sha256.hex()[:16]}, got {stored.parent.hex()[:16]}")
+    rows = 0
+    for device, decision in examine_journal(journal, counting, federation, manifest):
+        rows += 1
+        if isinstance(decision, Rejected):
+            differences.append(f"update of {device}: {decision.reason}")
+        else:
+            counting.add(decision)
+    if not rows and stored.updates:
+        reason = f"the journal holds none of its {stored.updates} updates any more"
+        return Replay(stored.number, stored.round, PRUNED, 0, stored.sha256, b"", reason)
+    # Reports decide on the default alone; the adapter and what is carried over do not depend on them.
+    replayed = counting.release(base, [], stored.created_at, coded=stored.difference is not None)
+    if not np.array_equal(np.asarray(replayed.residual), np.asarray(stored.residual)):
+        differences.append("residual: not what the recomputed difference leaves over")
+    if replayed.difference != stored.difference:
+        differences.append("difference: not the one that devices were sent")
+    differences += [
+        f"{name}: expected {getattr(stored, name)}, the journal gives {getattr(replayed, name)}"
+        for name in ("updates", "weight")
+        if getattr(stored, name) != getattr(replayed, name)
+    ]
+    if replayed.sha256 != stored.sha256:
+        differences.append(
+            f"adapter: expected {stored.sha256.hex()[:16]}, the journal gives {replayed.sha256.hex()[:16]}"
+        )
+    return _verdict(stored, replayed.updates, replayed.sha256, differences)
+
+
+def examine_journal(
+    journal: Journal, counting: Counting, federation: str, manifest: Manifest
+) -> Iterator[tuple[str, Accepted | Rejected]]:
+    """Decide again on each journalled update, with the key that it was accepted under.
+
+    What was counted stays counted, whatever became of the device or its key since. An update that does not
+    bear its key's signature any more is rejected with the reason.
+    """
+    topics = Topics(federation)
+    for device, envelope, key in journal:
+        decision: Accepted | Rejected
+        try:
+            update = open_update(envelope, key, topics, device, len(envelope))
+        except ProtocolError as error:
+            decision = Rejected("refused", str(error))
+        else:
+            decision = examine(
+                update,
+                device,
+                counting.current,
+                federation=federation,
+                manifest=manifest,
+                policy=counting.policy,
+            )
+        yield device, decision
+
+
+def as_row(replayed: Replay) -> dict[str, object]:
+    """The columns of a table of replays."""
+    return asdict(replayed)
+
+
+def _origin(store: Ledger, number: int) -> tuple[RoundRecord, ReleaseRecord]:
+    """A round and the release that it started from."""
+    record = store.round_record(number)
+    base = store.release(record.base_release) if record else None
+    if record is None or base is None:
+        raise ServerError(f"round {number} or the release that it started from is gone")
+    return record, base
+
+
+def _package(store: Ledger, version: int) -> ModelPackage:
+    record = store.package(version)
+    if record is None:
+        raise ServerError(f"package version {version} is gone")
+    path = store.package_path(record.sha256)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ServerError(f"{path}: cannot be read: {error.strerror}") from error
+    package = unpack(data, None)  # checked against the publishers when it was pushed
+    if package.sha256 != record.sha256:
+        raise ServerError(f"package {record.name!r} changed on disk")
+    return package
+
+
+def _damage(release: ReleaseRecord) -> list[str]:
+    if adapter_sha256(release.adapter) == release.sha256:
+        return []
+    return [f"release {release.number}: the adapter that is kept does not have the hash that is kept"]
+
+
+def _verdict(stored: ReleaseRecord, updates: int, found: bytes, differences: list[str]) -> Replay:
+    verdict = DIFFERENT if differences else SAME
+    return Replay(stored.number, stored.round, verdict, updates, stored.sha256, found, "; ".join(differences))
