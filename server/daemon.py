@@ -4,6 +4,7 @@ import logging
 import time
 from pathlib import Path
 
+from protocol.signing import PrivateKey
 from runtime.keys import load_or_make
 from runtime.link import Link
 from runtime.loop import serve, stop_on_signals
@@ -22,6 +23,14 @@ def run(config: ServerConfig) -> None:
     directory = Path(config.data_directory)
     key = load_or_make(directory / KEY_FILE)
     store = Store(directory, config.database)
+    try:
+        with store.only_server():
+            _serve(config, store, key)
+    finally:
+        store.close()
+
+
+def _serve(config: ServerConfig, store: Store, key: PrivateKey) -> None:
     stopping = stop_on_signals()
     link: Link | None = None
 
@@ -31,7 +40,4 @@ def run(config: ServerConfig) -> None:
     coordinator = Coordinator(config, store, key, publish, time.time)
     link = Link(config.broker, f"graftwork-server-{config.federation}", coordinator.subscriptions)
     log.info("serving federation=%s on %s:%d", config.federation, config.broker.host, config.broker.port)
-    try:
-        serve(coordinator, link, stopping, tick_seconds=TICK_SECONDS)
-    finally:
-        store.close()
+    serve(coordinator, link, stopping, tick_seconds=TICK_SECONDS)

@@ -1,35 +1,46 @@
-"""The server's database: opened, checked, and read row by row."""
+"""The server's database: opened, brought up to date, and read row by row."""
 
+import logging
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sql
 from sqlalchemy.exc import SQLAlchemyError
 
-from server import tables
+from server import exclusion, tables
 from server.errors import ServerError
+from server.exclusion import sqlite_file
+
+log = logging.getLogger(__name__)
 
 
 class Database:
     """A database with the server's tables."""
 
     def __init__(self, directory: Path, url: str = "") -> None:
-        """Open or create the database.
+        """Open or create the database; one of an earlier version is migrated.
 
         Args:
             directory: the server's data directory.
             url: SQLAlchemy URL; empty: SQLite in the directory.
 
         Raises:
-            ServerError: it cannot be opened, or was written by another version.
+            ServerError: it cannot be opened, or was written by a newer version.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        self.engine = sql.create_engine(url or f"sqlite:///{directory / 'server.sqlite'}")
+        self._directory = directory
+        try:
+            self.engine = sql.create_engine(url or f"sqlite:///{directory / 'server.sqlite'}")
+        except (SQLAlchemyError, ImportError) as error:
+            raise ServerError(f"database: {error}") from error
         if self.engine.dialect.name == "sqlite":
             sql.event.listen(self.engine, "connect", _prepare_sqlite)
         try:
-            tables.metadata.create_all(self.engine)
-            self._check_version()
+            with self.engine.connect() as connection:
+                found = _version(connection)
+            if found != tables.SCHEMA_VERSION:
+                self._bring_up_to_date()
         except ServerError:
             self.close()
             raise
@@ -52,17 +63,57 @@ class Database:
         with self.engine.connect() as connection:
             return [dict(row) for row in connection.execute(statement).mappings()]
 
-    def _check_version(self) -> None:
-        row = self.first(sql.select(tables.settings).where(tables.settings.c.name == "schema_version"))
-        if row is None:
-            with self.engine.begin() as connection:
-                connection.execute(
-                    tables.settings.insert().values(name="schema_version", value=str(tables.SCHEMA_VERSION))
+    def only_server(self) -> AbstractContextManager[None]:
+        """Hold the database as its only server.
+
+        Raises:
+            ServerError: another server holds it.
+        """
+        return exclusion.only_server(self.engine, self._directory)
+
+    def only_writer(self) -> AbstractContextManager[sql.Connection]:
+        """A transaction beside which no other one of this kind runs."""
+        return exclusion.only_writer(self.engine)
+
+    def _bring_up_to_date(self) -> None:
+        with self.only_writer() as connection:
+            found = _version(connection)  # another program may have been faster
+            if found is None:
+                tables.metadata.create_all(connection)
+                version = {"name": "schema_version", "value": str(tables.SCHEMA_VERSION)}
+                connection.execute(tables.settings.insert().values(version))
+            elif found > tables.SCHEMA_VERSION:
+                raise ServerError(
+                    f"the database has schema version {found}, this program needs {tables.SCHEMA_VERSION}; "
+                    "it was written by a newer version of graftwork"
                 )
-        elif row["value"] != str(tables.SCHEMA_VERSION):
-            raise ServerError(
-                f"the database has schema version {row['value']}, this program needs {tables.SCHEMA_VERSION}"
-            )
+            elif found < tables.SCHEMA_VERSION:
+                with self.only_server():
+                    self._migrate(connection, found)
+
+    def _migrate(self, connection: sql.Connection, found: int) -> None:
+        # Here, so that what opens a current database does without Alembic.
+        from server import migrations  # noqa: PLC0415
+        from server.migrations.backup import keep_copy  # noqa: PLC0415
+
+        file = sqlite_file(self.engine)
+        copy = keep_copy(file, found) if file else None
+        log.warning(
+            "migrating the database from schema version %d to %d; %s",
+            found, tables.SCHEMA_VERSION, f"it is kept as {copy}" if copy else "no copy is kept",
+        )  # fmt: skip
+        migrations.migrate(connection, found, tables.SCHEMA_VERSION)
+
+
+def _version(connection: sql.Connection) -> int | None:
+    """Schema version of the database; None: it is new."""
+    if not sql.inspect(connection).has_table(tables.settings.name):
+        return None
+    statement = sql.select(tables.settings.c.value).where(tables.settings.c.name == "schema_version")
+    value = connection.execute(statement).scalar()
+    if value is not None and not value.isdecimal():
+        raise ServerError(f"the database has schema version {value!r}, expected a number")
+    return None if value is None else int(value)
 
 
 def next_number(connection: sql.Connection, column: sql.Column[Any], first: int) -> int:

@@ -53,16 +53,17 @@ class Ledger:
         partial.replace(path)
         if newest and newest.sha256 == sha256:
             return newest.version
-        with self._database.engine.begin() as connection:
-            version = next_number(connection, tables.packages.c.version, 1)
-            number = next_number(connection, tables.releases.c.number, 0)
-            connection.execute(
-                tables.packages.insert().values(version=version, sha256=sha256, name=name, pushed_at=now)
-            )
+        with self._database.only_writer() as connection:
+            # First, so that the server cannot make a release of the open round in between.
             connection.execute(
                 tables.rounds.update()
                 .where(tables.rounds.c.closed_at.is_(None))
                 .values(closed_at=now, outcome="superseded by a new package")
+            )
+            version = next_number(connection, tables.packages.c.version, 1)
+            number = next_number(connection, tables.releases.c.number, 0)
+            connection.execute(
+                tables.packages.insert().values(version=version, sha256=sha256, name=name, pushed_at=now)
             )
             release = ReleaseRecord(
                 number,

@@ -14,6 +14,7 @@ def release_message(record: ReleaseRecord, package: bytes, offers: Offers) -> Re
 
     The adapter of a package is in the package. Any other one goes as difference, beside an offer of the
     keyframe to devices without the base; where the keyframe is no larger than the difference, it goes itself.
+    So does that of a release from before there were differences.
     """
     base, body, steps, keyframe = b"", b"", b"", None
     if record.difference is not None:
@@ -23,6 +24,8 @@ def release_message(record: ReleaseRecord, package: bytes, offers: Offers) -> Re
         else:
             base, body, steps = record.parent[:BASE_BYTES], record.difference.body, record.difference.steps
             keyframe = offers.offer_keyframe(whole)
+    elif record.round is not None:
+        body = encode_keyframe(record.adapter)
     return Release(
         record.number,
         package,

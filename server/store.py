@@ -4,6 +4,7 @@ Every change is one transaction, committed before anything that depends on it is
 killed at any point goes on from the last commit.
 """
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from server.database import Database
@@ -19,11 +20,19 @@ class Store(Ledger, Registry):
         """Open or create the store.
 
         Raises:
-            ServerError: the database cannot be opened, or was written by another version.
+            ServerError: the database cannot be opened, or was written by a newer version.
         """
         database = Database(directory, url)
         Ledger.__init__(self, database, directory / "packages")
         Registry.__init__(self, database)
+
+    def only_server(self) -> AbstractContextManager[None]:
+        """Hold the store as its only server.
+
+        Raises:
+            ServerError: another server holds it.
+        """
+        return self._database.only_server()
 
     def close(self) -> None:
         """Close all connections."""
