@@ -25,7 +25,7 @@ demo: $(VENV)/installed
 	@$(VENV)/bin/graftwork-simulate run --data $(DATA) $(OPTIONS)
 endif
 
-test: $(VENV)/installed mosquitto  ## every test
+test: $(VENV)/installed mosquitto postgresql  ## every test
 	$(VENV)/bin/python -m pytest
 
 bench: $(VENV)/installed mosquitto  ## the published figures; the real data sets are in $$GRAFTWORK_DATA
@@ -76,6 +76,13 @@ mosquitto:
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq mosquitto > /dev/null; } || \
 	echo "mosquitto is not installed: the tests that need it are skipped (Debian: apt install mosquitto)"
 
+.PHONY: postgresql
+postgresql:
+	@ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || command -v initdb > /dev/null || \
+	{ [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq postgresql > /dev/null; } || \
+	echo "PostgreSQL is not installed: the tests that need it are skipped (Debian: apt install postgresql)"
+
 $(DEMO_VENV)/installed: pyproject.toml
 	@echo "setting up the demo's environment in $(DEMO_VENV); takes a minute, once" >&2
 	@$(call make_environment,$(DEMO_VENV))
@@ -85,7 +92,7 @@ $(DEMO_VENV)/installed: pyproject.toml
 $(VENV)/installed: pyproject.toml
 	@echo "setting up the environment in $(VENV), with torch; takes minutes, once" >&2
 	@$(call make_environment,$(VENV))
-	$(VENV)/bin/python -m pip install --quiet --editable '.[simulation,models]' --group test --group lint
+	$(VENV)/bin/python -m pip install --quiet --editable '.[simulation,models,postgresql]' --group test --group lint
 	@touch $@
 
 clean:  ## remove environments and runs

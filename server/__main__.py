@@ -15,6 +15,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy.exc import SQLAlchemyError
 
 from protocol.errors import ProtocolError, SignatureError
 from protocol.package import ModelPackage, unpack
@@ -26,6 +27,7 @@ from runtime.keys import load_or_make
 from server import daemon
 from server import replay as replaying
 from server.config import ServerConfig, load
+from server.database import reason
 from server.errors import ServerError
 from server.store import Store
 
@@ -45,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except (ServerError, SetupError, ProtocolError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except SQLAlchemyError as error:
+        print(f"error: the database failed: {reason(error)}", file=sys.stderr)
         return 1
     return status
 

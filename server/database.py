@@ -33,7 +33,10 @@ class Database:
         try:
             self.engine = sql.create_engine(url or f"sqlite:///{directory / 'server.sqlite'}")
         except (SQLAlchemyError, ImportError) as error:
-            raise ServerError(f"database: {error}") from error
+            raise ServerError(
+                f"database: expected a SQLAlchemy URL whose driver is installed ({error}); for "
+                "postgresql+psycopg://, pip install 'graftwork[postgresql]'"
+            ) from error
         if self.engine.dialect.name == "sqlite":
             sql.event.listen(self.engine, "connect", _prepare_sqlite)
         try:
@@ -46,7 +49,7 @@ class Database:
             raise
         except SQLAlchemyError as error:
             self.close()
-            raise ServerError(f"cannot open the database {self.engine.url}: {error}") from error
+            raise ServerError(f"cannot open the database {self.engine.url}: {reason(error)}") from error
 
     def close(self) -> None:
         """Close all connections."""
@@ -114,6 +117,11 @@ def _version(connection: sql.Connection) -> int | None:
     if value is not None and not value.isdecimal():
         raise ServerError(f"the database has schema version {value!r}, expected a number")
     return None if value is None else int(value)
+
+
+def reason(error: SQLAlchemyError) -> str:
+    """What a database said, in one line."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())
 
 
 def next_number(connection: sql.Connection, column: sql.Column[Any], first: int) -> int:

@@ -6,16 +6,21 @@ across machines. Both end with the process, however it ends. Operators' commands
 
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import sqlalchemy as sql
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from server.errors import ServerError
 
 SERVER_LOCK = 0x67726674_00000001
 WRITER_LOCK = 0x67726674_00000002
 """Advisory locks of PostgreSQL; other programs in the same database may have others."""
+
+PATIENCE_SECONDS = 2
+"""PostgreSQL needs a moment to notice that the server before was killed."""
+LOCK_NOT_AVAILABLE = "55P03"
 
 
 @contextmanager
@@ -72,6 +77,15 @@ def _file_lock(path: Path) -> Iterator[None]:
 def _advisory_lock(engine: sql.Engine) -> Iterator[None]:
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.detach()  # the lock is the session's: closing must end it, not hand it to the pool
-        if not connection.execute(sql.select(sql.func.pg_try_advisory_lock(SERVER_LOCK))).scalar():
-            raise ServerError(f"a server runs on this database already ({engine.url})")
-        yield
+        connection.exec_driver_sql(f"SET lock_timeout = '{PATIENCE_SECONDS}s'")
+        try:
+            connection.execute(sql.select(sql.func.pg_advisory_lock(SERVER_LOCK)))
+        except OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+                raise
+            raise ServerError(f"a server runs on this database already ({engine.url})") from None
+        try:
+            yield
+        finally:
+            with suppress(SQLAlchemyError):  # a connection that was lost has no lock any more
+                connection.execute(sql.select(sql.func.pg_advisory_unlock(SERVER_LOCK)))

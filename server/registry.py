@@ -62,7 +62,7 @@ class Registry:
                     online=state.online,
                     session=state.session,
                     last_seen=now,
-                    agent_version=state.agent_version,
+                    agent_version=_text(state.agent_version),
                     package=state.package,
                     release=state.release,
                     labelled_windows=state.labelled_windows,
@@ -96,7 +96,7 @@ class Registry:
         """Note a message that was refused."""
         with self._database.engine.begin() as connection:
             result = connection.execute(
-                tables.refusals.insert().values(device=device, received_at=now, reason=reason[:500])
+                tables.refusals.insert().values(device=device, received_at=now, reason=_text(reason)[:500])
             )
             [newest] = result.inserted_primary_key or (0,)
             connection.execute(tables.refusals.delete().where(tables.refusals.c.id <= newest - MAX_REFUSALS))
@@ -104,3 +104,8 @@ class Registry:
     def refusals(self) -> list[dict[str, Any]]:
         """Messages that were refused, newest first."""
         return self._database.all(sql.select(tables.refusals).order_by(tables.refusals.c.id.desc()))
+
+
+def _text(received: str) -> str:
+    """Text that every database takes: PostgreSQL has no character 0."""
+    return received.replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -27,6 +27,7 @@ from server.coordinator import Coordinator
 from server.round import RoundPolicy
 from server.store import Store
 from tests.builders import PARAMETERS, SEGMENTS, Clock, Wire, private_key, tiny_package
+from tests.server.databases import Database, sqlite
 
 SERVER_KEY = private_key(100)
 TOPICS = Topics("pumps")
@@ -39,12 +40,18 @@ class Federation:
     """A coordinator on a folder; `restart` kills it and starts another one on the same folder."""
 
     def __init__(
-        self, directory: Path, *, enrolment: str = "closed", round_policy: RoundPolicy | None = None
+        self,
+        directory: Path,
+        *,
+        database: Database = sqlite,
+        enrolment: str = "closed",
+        round_policy: RoundPolicy | None = None,
     ) -> None:
         self.config = ServerConfig(
             "pumps",
             str(directory),
             enrolment=enrolment,
+            database=database(directory),
             round=round_policy or RoundPolicy(minimum_devices=2, deadline_seconds=100.0),
             training=TrainingPolicy(),
         )
@@ -52,7 +59,7 @@ class Federation:
         self.start()
 
     def start(self) -> None:
-        self.store = Store(Path(self.config.data_directory))
+        self.store = Store(Path(self.config.data_directory), self.config.database)
         self.coordinator = Coordinator(self.config, self.store, SERVER_KEY, self.wire, self.clock)
         self.coordinator.connected()
 

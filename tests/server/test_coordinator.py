@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from protocol.messages import (
     BASE_BYTES,
@@ -27,14 +28,15 @@ from protocol.release_coding import adapter_sha256, decode_keyframe, release_ada
 from server.errors import ServerError
 from server.round import RoundPolicy
 from tests.builders import PARAMETERS, private_key
+from tests.server.databases import Database, PostgreSQL
 from tests.server.federation import KEYS, NAMES, PARTS, SERVER_KEY, TOPICS, Federation, update_of
 
 A, B, C = NAMES
 
 
 @pytest.fixture
-def federation(tmp_path: Path) -> Iterator[Federation]:
-    federation = Federation(tmp_path / "server")
+def federation(tmp_path: Path, database: Database) -> Iterator[Federation]:
+    federation = Federation(tmp_path / "server", database=database)
     federation.push()
     federation.register()
     federation.coordinator.tick()
@@ -64,10 +66,10 @@ def test_three_devices_make_a_release(federation: Federation) -> None:
     assert (row["outcome"], row["counted"]) == ("released", 3)
 
 
-def test_the_order_of_arrival_does_not_change_the_release(tmp_path: Path) -> None:
+def test_the_order_of_arrival_does_not_change_the_release(tmp_path: Path, database: Database) -> None:
     hashes = set()
     for order in ((A, B, C), (C, A, B), (B, C, A)):
-        federation = Federation(tmp_path / "".join(order))
+        federation = Federation(tmp_path / "".join(order), database=database)
         federation.push()
         federation.register()
         federation.coordinator.tick()
@@ -165,10 +167,12 @@ def test_a_foreign_topic_is_noted(federation: Federation, topic: str) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
-def test_a_restart_in_the_middle_of_a_round_changes_no_bit(tmp_path: Path, after: int) -> None:
+def test_a_restart_in_the_middle_of_a_round_changes_no_bit(
+    tmp_path: Path, after: int, database: Database
+) -> None:
     hashes = []
     for restarted in (False, True):
-        federation = Federation(tmp_path / str(restarted))
+        federation = Federation(tmp_path / str(restarted), database=database)
         federation.push()
         federation.register()
         federation.coordinator.tick()
@@ -181,6 +185,31 @@ def test_a_restart_in_the_middle_of_a_round_changes_no_bit(tmp_path: Path, after
             assert verdict == "counted"
         hashes.append(federation.release().adapter_sha256)
         federation.close()
+    assert hashes[0] == hashes[1]
+
+
+def test_a_database_that_crashes_in_the_middle_of_a_round_changes_no_bit(
+    tmp_path: Path, postgresql: PostgreSQL
+) -> None:
+    hashes = []
+    for crashed in (False, True):
+        federation = Federation(tmp_path / str(crashed), database=postgresql)
+        federation.push()
+        federation.register()
+        federation.coordinator.tick()
+        current = federation.open_round()
+        federation.deliver(A, update_of(A, current, 0.2))
+        if crashed:
+            postgresql.crash()
+            with pytest.raises(OperationalError):  # the server ends, as its lock is lost
+                federation.deliver(B, update_of(B, current, 0.3))
+            federation.restart()
+            assert federation.deliver(A, update_of(A, current, 0.2))[0].verdict == "duplicate"
+        for name, level in ((B, 0.3), (C, 0.4)):
+            assert federation.deliver(name, update_of(name, current, level))[0].verdict == "counted"
+        hashes.append(federation.release().adapter_sha256)
+        federation.close()
+    postgresql.clear()
     assert hashes[0] == hashes[1]
 
 
@@ -197,10 +226,10 @@ def releases(federation: Federation, rounds: int, *, restarted: bool) -> list[by
     return [row["sha256"] for row in federation.store.releases()]
 
 
-def test_what_a_release_leaves_over_outlives_a_restart(tmp_path: Path) -> None:
+def test_what_a_release_leaves_over_outlives_a_restart(tmp_path: Path, database: Database) -> None:
     found = []
     for restarted in (False, True):
-        federation = Federation(tmp_path / str(restarted))
+        federation = Federation(tmp_path / str(restarted), database=database)
         federation.push()
         federation.register()
         federation.coordinator.tick()
@@ -231,10 +260,10 @@ def test_what_is_left_over_comes_with_the_next_release(federation: Federation) -
     assert newest.adapter.tolist() == pytest.approx(to_float(sent).tolist(), abs=1e-6)
 
 
-def test_the_step_of_a_round_is_the_one_it_was_opened_with(tmp_path: Path) -> None:
+def test_the_step_of_a_round_is_the_one_it_was_opened_with(tmp_path: Path, database: Database) -> None:
     hashes = []
     for changed in (False, True):
-        federation = Federation(tmp_path / str(changed))
+        federation = Federation(tmp_path / str(changed), database=database)
         federation.push()
         federation.register()
         federation.coordinator.tick()
@@ -313,8 +342,8 @@ def test_a_new_package_ends_the_open_round(federation: Federation) -> None:
     assert (following.number, following.package) == (2, federation.announcement().package.sha256)
 
 
-def test_chunks_come_in_the_order_of_the_request(tmp_path: Path) -> None:
-    federation = Federation(tmp_path)
+def test_chunks_come_in_the_order_of_the_request(tmp_path: Path, database: Database) -> None:
+    federation = Federation(tmp_path, database=database)
     data = federation.push(filler=200_000)
     federation.register()
     federation.coordinator.tick()
@@ -352,8 +381,8 @@ def test_a_report_is_kept(federation: Federation) -> None:
     assert federation.store.reports(0)[A]["choice"] == "personal"
 
 
-def test_open_enrolment_keeps_the_first_key(tmp_path: Path) -> None:
-    federation = Federation(tmp_path, enrolment="open")
+def test_open_enrolment_keeps_the_first_key(tmp_path: Path, database: Database) -> None:
+    federation = Federation(tmp_path, database=database, enrolment="open")
     federation.push()
     federation.coordinator.tick()
     federation.say(A)
@@ -368,8 +397,8 @@ def test_open_enrolment_keeps_the_first_key(tmp_path: Path) -> None:
     federation.close()
 
 
-def test_open_enrolment_takes_no_key_that_did_not_sign(tmp_path: Path) -> None:
-    federation = Federation(tmp_path, enrolment="open")
+def test_open_enrolment_takes_no_key_that_did_not_sign(tmp_path: Path, database: Database) -> None:
+    federation = Federation(tmp_path, database=database, enrolment="open")
     topic = TOPICS.up(A, "state")
     for payload in (seal(DeviceState(True, 1, KEYS[A].public.raw), KEYS[B], topic), b"x", b"\xd2\x84"):
         federation.coordinator.handle(topic, payload)
@@ -393,8 +422,8 @@ def test_only_devices_with_labels_and_the_newest_release_are_ready(federation: F
     assert federation.everything(Round, "round") == []
 
 
-def test_without_a_package_nothing_happens_and_nothing_breaks(tmp_path: Path) -> None:
-    federation = Federation(tmp_path)
+def test_without_a_package_nothing_happens_and_nothing_breaks(tmp_path: Path, database: Database) -> None:
+    federation = Federation(tmp_path, database=database)
     federation.register()
     federation.coordinator.tick()
     for name in NAMES:
@@ -427,8 +456,10 @@ def test_the_will_says_that_the_server_is_gone(federation: Federation) -> None:
     assert federation.coordinator.subscriptions[0] == "fl/v1/pumps/up/+/state"
 
 
-def test_after_the_last_round_devices_rest(tmp_path: Path) -> None:
-    federation = Federation(tmp_path, round_policy=RoundPolicy(minimum_devices=3, rounds=2))
+def test_after_the_last_round_devices_rest(tmp_path: Path, database: Database) -> None:
+    federation = Federation(
+        tmp_path, database=database, round_policy=RoundPolicy(minimum_devices=3, rounds=2)
+    )
     federation.push()
     federation.register()
     federation.coordinator.tick()

@@ -8,8 +8,9 @@ import contextlib
 import logging
 import shutil
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,13 @@ from alembic.runtime.migration import MigrationContext
 from protocol.messages import Round
 from protocol.release_coding import release_adapter
 from server import migrations, tables
-from server.database import Database
 from server.errors import ServerError
 from server.exclusion import only_server
 from server.replay import SAME, replay_all
 from server.store import Store
 from tests.builders import PARAMETERS
+from tests.server import tables_version_1
+from tests.server.databases import Database as Databases
 from tests.server.federation import NAMES, PARTS, Federation, update_of
 
 A, B, C = NAMES
@@ -34,20 +36,68 @@ VERSION_1 = Path(__file__).parent / "version_1"
 PACKAGE = "34dd7f995e7d6577795a42b858c411c6f4ca8ac60c515db8fcff33c49dc63a10"
 
 
-@pytest.fixture
-def old(tmp_path: Path) -> Path:
+@dataclass(frozen=True)
+class Old:
     """A data directory with a store of schema version 1."""
-    directory = tmp_path / "data"
-    (directory / "packages").mkdir(parents=True)
-    shutil.copy(VERSION_1 / "package.zip", directory / "packages" / f"{PACKAGE}.zip")
-    with contextlib.closing(sqlite3.connect(directory / "server.sqlite")) as database:
-        database.executescript((VERSION_1 / "server.sql").read_text("utf-8"))
-    return directory
+
+    directory: Path
+    database: Databases
+
+    @property
+    def file(self) -> Path:
+        return self.directory / "server.sqlite"
+
+    def open(self) -> Store:
+        return Store(self.directory, self.database(self.directory))
+
+    @contextlib.contextmanager
+    def engine(self) -> Iterator[sql.Engine]:
+        engine = sql.create_engine(self.database(self.directory) or f"sqlite:///{self.file}")
+        yield engine
+        engine.dispose()
+
+    def contents(self) -> object:
+        """Schema and rows, whichever version it has."""
+        with self.engine() as engine, engine.connect() as connection:
+            found = sql.MetaData()
+            found.reflect(connection)
+            rows = {
+                name: [
+                    tuple(row) for row in connection.execute(sql.select(table).order_by(*table.primary_key))
+                ]
+                for name, table in found.tables.items()
+            }
+            return schema(engine), rows
+
+    def set_version(self, version: str) -> None:
+        settings = tables_version_1.settings
+        with self.engine() as engine, engine.begin() as connection:
+            connection.execute(sql.update(settings).values(value=version))
 
 
-def dump(path: Path) -> str:
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        return "\n".join(database.iterdump()) + "\n"
+@pytest.fixture
+def old(tmp_path: Path, database: Databases) -> Old:
+    old = Old(tmp_path / "data", database)
+    (old.directory / "packages").mkdir(parents=True)
+    shutil.copy(VERSION_1 / "package.zip", old.directory / "packages" / f"{PACKAGE}.zip")
+    with contextlib.closing(sqlite3.connect(old.file)) as connection:
+        connection.executescript((VERSION_1 / "server.sql").read_text("utf-8"))
+    if database(old.directory):
+        copy_rows(old)
+    return old
+
+
+def copy_rows(old: Old) -> None:
+    """Move the store to a database of another kind, with the tables that version 1 made there."""
+    metadata = tables_version_1.metadata
+    source = sql.create_engine(f"sqlite:///{old.file}")
+    with old.engine() as target, source.connect() as reading, target.begin() as writing:
+        metadata.create_all(writing)
+        for table in metadata.sorted_tables:
+            rows = [dict(row) for row in reading.execute(sql.select(table)).mappings()]
+            writing.execute(table.insert(), rows)
+    source.dispose()
+    old.file.unlink()
 
 
 def schema(engine: sql.Engine) -> Mapping[str, object]:
@@ -74,20 +124,20 @@ def test_every_version_after_the_first_has_a_step() -> None:
     assert sorted(migrations.STEPS) == list(range(2, tables.SCHEMA_VERSION + 1))
 
 
-def test_a_migrated_store_has_the_schema_of_a_fresh_one(old: Path, tmp_path: Path) -> None:
-    with (
-        contextlib.closing(Database(old)) as migrated,
-        contextlib.closing(Database(tmp_path / "new")) as fresh,
-    ):
-        assert schema(migrated.engine) == schema(fresh.engine)
-        for database in (migrated, fresh):
-            with database.engine.connect() as connection:
-                context = MigrationContext.configure(connection)
-                assert compare_metadata(context, tables.metadata) == []
+def test_a_migrated_store_has_the_schema_of_a_fresh_one(old: Old, tmp_path: Path) -> None:
+    old.open().close()
+    fresh = Old(tmp_path / "new", old.database)
+    fresh.open().close()
+    schemas = []
+    for store in (old, fresh):
+        with store.engine() as engine, engine.connect() as connection:
+            schemas.append(schema(engine))
+            assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
+    assert schemas[0] == schemas[1]
 
 
-def test_nothing_is_lost_on_the_way(old: Path) -> None:
-    with contextlib.closing(Store(old)) as store:
+def test_nothing_is_lost_on_the_way(old: Old) -> None:
+    with contextlib.closing(old.open()) as store:
         assert [row["number"] for row in store.releases()] == [2, 1, 0]
         assert [row["id"] for row in store.devices()] == list(NAMES)
         assert [row["counted"] for row in store.rounds()] == [1, 3, 3]
@@ -100,8 +150,8 @@ def test_nothing_is_lost_on_the_way(old: Path) -> None:
         assert (release.difference, release.residual) == (None, 0)
 
 
-def test_the_releases_of_the_old_version_are_recomputed_to_the_same_bits(old: Path) -> None:
-    with contextlib.closing(Store(old)) as store:
+def test_the_releases_of_the_old_version_are_recomputed_to_the_same_bits(old: Old) -> None:
+    with contextlib.closing(old.open()) as store:
         replays = list(replay_all(store, "pumps"))
     assert [(replay.release, replay.verdict, replay.updates) for replay in replays] == [
         (2, SAME, 3),
@@ -110,8 +160,8 @@ def test_the_releases_of_the_old_version_are_recomputed_to_the_same_bits(old: Pa
     ]
 
 
-def test_the_open_round_goes_on(old: Path) -> None:
-    federation = Federation(old)
+def test_the_open_round_goes_on(old: Old) -> None:
+    federation = Federation(old.directory, database=old.database)
     published = federation.release()
     before = federation.store.newest_release()
     assert before is not None
@@ -129,36 +179,39 @@ def test_the_open_round_goes_on(old: Path) -> None:
     federation.close()
 
 
-def test_the_old_database_is_kept_and_named(old: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_the_old_database_is_kept_and_named(old: Old, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        Store(old).close()
-    copy = old / "server.sqlite.version-1"
+        old.open().close()
+    copy = old.directory / "server.sqlite.version-1"
     assert f"from schema version 1 to 2; it is kept as {copy}" in caplog.text
-    assert dump(copy) == (VERSION_1 / "server.sql").read_text("utf-8")
+    with contextlib.closing(sqlite3.connect(copy)) as kept:
+        assert "\n".join(kept.iterdump()) + "\n" == (VERSION_1 / "server.sql").read_text("utf-8")
     caplog.clear()
     copy.unlink()
-    Store(old).close()
+    old.open().close()
     assert not caplog.records
     assert not copy.exists()
 
 
-def test_a_migration_that_breaks_off_changes_nothing(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_migration_that_breaks_off_changes_nothing(old: Old, monkeypatch: pytest.MonkeyPatch) -> None:
     def break_off(operations: Operations) -> None:
         migrations.version_2.upgrade(operations)
         raise sql.exc.OperationalError("ALTER TABLE", {}, Exception("disk full"))
 
+    before = old.contents()
     with monkeypatch.context() as patch:
         patch.setattr("server.migrations.STEPS", {2: break_off})
         with pytest.raises(ServerError, match="disk full"):
-            Store(old)
-    assert dump(old / "server.sqlite") == (VERSION_1 / "server.sql").read_text("utf-8")
-    with contextlib.closing(Store(old)) as store:
+            old.open()
+    assert old.contents() == before
+    with contextlib.closing(old.open()) as store:
         assert {replay.verdict for replay in replay_all(store, "pumps")} == {SAME}
 
 
-def test_programs_that_start_together_migrate_once(old: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_programs_that_start_together_migrate_once(old: Old, caplog: pytest.LogCaptureFixture) -> None:
     def start(_: int) -> int:
-        with contextlib.closing(Store(old)) as store:
+        with contextlib.closing(old.open()) as store:
             return len(store.releases())
 
     with caplog.at_level(logging.WARNING), ThreadPoolExecutor(4) as pool:
@@ -166,27 +219,28 @@ def test_programs_that_start_together_migrate_once(old: Path, caplog: pytest.Log
     assert caplog.text.count("migrating the database") == 1
 
 
-def test_no_command_migrates_under_a_running_server(old: Path) -> None:
-    engine = sql.create_engine(f"sqlite:///{old / 'server.sqlite'}")
-    with only_server(engine, old), pytest.raises(ServerError, match="a server runs on this database already"):
-        Store(old)
-    engine.dispose()
-    assert dump(old / "server.sqlite") == (VERSION_1 / "server.sql").read_text("utf-8")
-    Store(old).close()
+def test_no_command_migrates_under_a_running_server(old: Old) -> None:
+    before = old.contents()
+    with (
+        old.engine() as engine,
+        only_server(engine, old.directory),
+        pytest.raises(ServerError, match="a server runs on this database already"),
+    ):
+        old.open()
+    assert old.contents() == before
+    old.open().close()
 
 
 @pytest.mark.parametrize("version", ["3", "99"])
-def test_a_newer_store_is_refused_and_left_alone(old: Path, version: str) -> None:
-    with contextlib.closing(sqlite3.connect(old / "server.sqlite")) as database, database:
-        database.execute("UPDATE settings SET value = ? WHERE name = 'schema_version'", (version,))
-    before = dump(old / "server.sqlite")
+def test_a_newer_store_is_refused_and_left_alone(old: Old, version: str) -> None:
+    old.set_version(version)
+    before = old.contents()
     with pytest.raises(ServerError, match=f"has schema version {version}, this program needs 2"):
-        Store(old)
-    assert dump(old / "server.sqlite") == before
+        old.open()
+    assert old.contents() == before
 
 
-def test_a_version_that_is_no_number_is_refused(old: Path) -> None:
-    with contextlib.closing(sqlite3.connect(old / "server.sqlite")) as database, database:
-        database.execute("UPDATE settings SET value = 'new' WHERE name = 'schema_version'")
+def test_a_version_that_is_no_number_is_refused(old: Old) -> None:
+    old.set_version("new")
     with pytest.raises(ServerError, match="schema version 'new', expected a number"):
-        Store(old)
+        old.open()

@@ -17,6 +17,7 @@ from server.__main__ import main
 from server.errors import ServerError
 from server.replay import DIFFERENT, PRUNED, SAME, Replay, replay, replay_all, replay_round
 from tests.builders import private_key, tiny_package
+from tests.server.databases import Database
 from tests.server.federation import KEYS, NAMES, Federation, update_of
 
 A, B, C = NAMES
@@ -24,9 +25,9 @@ ROUNDS = 3
 
 
 @pytest.fixture
-def federation(tmp_path: Path) -> Iterator[Federation]:
+def federation(tmp_path: Path, database: Database) -> Iterator[Federation]:
     """Three rounds are done: releases 1 to 3 carry over what the ones before them left."""
-    federation = Federation(tmp_path / "data")
+    federation = Federation(tmp_path / "data", database=database)
     federation.push()
     federation.register()
     federation.coordinator.tick()
@@ -43,8 +44,11 @@ def run_rounds(federation: Federation) -> None:
         assert federation.release().number == number
 
 
+ON_SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+
+
 def tamper(federation: Federation, statement: str, *values: object) -> None:
-    """Change the database behind the server's back."""
+    """Change the database (SQLite) behind the server's back."""
     database = sqlite3.connect(Path(federation.config.data_directory) / "server.sqlite")
     changed = database.execute(statement, values).rowcount
     database.commit()
@@ -95,6 +99,7 @@ def test_releases_of_an_earlier_package_are_recomputed_with_it(federation: Feder
     assert results[4].round is None
 
 
+@ON_SQLITE
 @pytest.mark.parametrize(
     ("statement", "values", "release", "reason"),
     [
@@ -165,6 +170,7 @@ def test_what_was_tampered_with_is_named(
     assert reason in result.reason
 
 
+@ON_SQLITE
 def test_an_update_that_was_signed_anew_changes_the_hash(federation: Federation) -> None:
     """Whoever holds the database and a device's key can forge a row that verifies, but not the release."""
     [current] = [one for one in federation.everything(Round, "round") if one.number == 2]
@@ -180,6 +186,7 @@ def test_an_update_that_was_signed_anew_changes_the_hash(federation: Federation)
     assert "update of" not in result.reason
 
 
+@ON_SQLITE
 def test_a_pruned_journal_is_no_difference(federation: Federation) -> None:
     tamper(federation, "DELETE FROM updates WHERE round = 1")
     results = replayed(federation)
@@ -233,7 +240,8 @@ Type = Callable[..., tuple[int, str]]
 def command(federation: Federation, capsys: pytest.CaptureFixture[str]) -> Type:
     """Types `graftwork-server replay ...` while the server runs."""
     tmp_path = Path(federation.config.data_directory).parent
-    (tmp_path / "server.toml").write_text('federation = "pumps"\ndata_directory = "data"\n', "utf-8")
+    text = f'federation = "pumps"\ndata_directory = "data"\ndatabase = "{federation.config.database}"\n'
+    (tmp_path / "server.toml").write_text(text, "utf-8")
 
     def run(*arguments: str) -> tuple[int, str]:
         status = main(["--config", str(tmp_path / "server.toml"), "replay", *arguments])
@@ -253,6 +261,7 @@ def test_the_command_says_same_and_ends_well(federation: Federation, command: Ty
     assert command("all")[0] == 0
 
 
+@ON_SQLITE
 def test_the_command_ends_badly_where_anything_differs(federation: Federation, command: Type) -> None:
     tamper(federation, "UPDATE updates SET envelope = zeroblob(9) WHERE device = ? AND round = 2", B)
     status, out = command("all", "--json")
@@ -263,6 +272,7 @@ def test_the_command_ends_badly_where_anything_differs(federation: Federation, c
     assert command("3")[0] == 0
 
 
+@ON_SQLITE
 def test_a_pruned_release_passes_among_all_and_fails_alone(federation: Federation, command: Type) -> None:
     tamper(federation, "DELETE FROM updates WHERE round = 1")
     status, out = command("all")

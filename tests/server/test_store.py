@@ -15,6 +15,7 @@ from server.errors import ServerError
 from server.registry import MAX_REFUSALS
 from server.store import ReleaseRecord, RoundRecord, Store
 from tests.builders import PARAMETERS, private_key, tiny_package
+from tests.server.databases import Database
 
 KEY, OTHER = private_key(1).public, private_key(2).public
 INITIAL = np.arange(PARAMETERS, dtype=np.float32)
@@ -25,8 +26,8 @@ STATE = DeviceState(True, 10, KEY.raw, "0.1", SHA256, 0, 5)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path)
+def store(tmp_path: Path, database: Database) -> Iterator[Store]:
+    store = Store(tmp_path, database(tmp_path))
     yield store
     store.close()
 
@@ -45,8 +46,8 @@ def release(number: int, round_number: int | None) -> ReleaseRecord:
     )
 
 
-def test_a_restart_keeps_everything(tmp_path: Path) -> None:
-    first = Store(tmp_path)
+def test_a_restart_keeps_everything(tmp_path: Path, database: Database) -> None:
+    first = Store(tmp_path, database(tmp_path))
     push(first)
     first.register_device("a", KEY, 2.0)
     first.set_device_state("a", STATE, 3.0)
@@ -56,7 +57,7 @@ def test_a_restart_keeps_everything(tmp_path: Path) -> None:
     first.add_report("a", Report(0, "local", gain=0.5), 6.0)
     first.add_refusal("a", "reason", 7.0)
     first.close()
-    store = Store(tmp_path)
+    store = Store(tmp_path, database(tmp_path))
     package = store.newest_package()
     assert package is not None
     assert (package.version, package.sha256, package.name) == (1, SHA256, "tiny 1")
@@ -171,6 +172,41 @@ def test_a_noisy_device_cannot_fill_the_disk(store: Store, monkeypatch: pytest.M
         store.add_refusal("a", f"{index}" * 600, float(index))
     assert [refusal["received_at"] for refusal in store.refusals()] == [11.0, 10.0, 9.0, 8.0, 7.0]
     assert max(len(refusal["reason"]) for refusal in store.refusals()) == 500
+
+
+def test_text_that_a_device_chose_is_taken_by_every_database(store: Store) -> None:
+    text = "a\0b\x01\u2028\U0001f527'\"\\"
+    store.register_device("a", KEY, 1.0)
+    store.set_device_state("a", replace(STATE, agent_version=text), 2.0)
+    store.add_refusal("a", text, 3.0)
+    store.add_report("a", Report(0, "local", problems=(text,), peak_rss_bytes=(1 << 63) - 1), 4.0)
+    kept = text.replace("\0", "\ufffd")
+    assert store.devices()[0]["agent_version"] == kept
+    assert store.refusals()[0]["reason"] == kept
+    figures = store.reports(0)["a"]
+    assert (figures["problems"], figures["peak_rss_bytes"]) == ([text], (1 << 63) - 1)
+
+
+def test_numbers_at_the_end_of_their_range_are_taken(store: Store) -> None:
+    store.register_device("a", KEY, 1.0)
+    most = (1 << 63) - 1
+    store.set_device_state("a", replace(STATE, session=most, release=most, labelled_windows=most), 2.0)
+    [device] = store.devices()
+    assert (device["session"], device["release"], device["labelled_windows"]) == (most, most, most)
+
+
+def test_a_server_that_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("psycopg")
+    with pytest.raises(ServerError, match="cannot open the database") as caught:
+        Store(tmp_path, f"postgresql+psycopg://operator:secret@/graftwork?host={tmp_path}")
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["postgresql", "nosuch://x", "postgresql+nosuch://x/y"])
+def test_an_url_that_means_nothing_is_refused(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ServerError, match="database: expected a SQLAlchemy URL"):
+        Store(tmp_path, url)
 
 
 def test_another_schema_version_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,102 @@
+"""The tables as schema version 1 had them."""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+)
+
+metadata = MetaData()
+
+settings = Table(
+    "settings",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", String, nullable=False),
+)
+packages = Table(
+    "packages",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("sha256", LargeBinary(32), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("pushed_at", Float, nullable=False),
+)
+devices = Table(
+    "devices",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("public_key", LargeBinary(32), nullable=False),
+    Column("registered_at", Float, nullable=False),
+    Column("online", Boolean, nullable=False, default=False),
+    Column("session", BigInteger, nullable=False, default=0),
+    Column("last_seen", Float),
+    Column("agent_version", String(64), nullable=False, default=""),
+    Column("package", LargeBinary(32), nullable=False, default=b""),
+    Column("release", BigInteger, nullable=False, default=-1),
+    Column("labelled_windows", BigInteger, nullable=False, default=0),
+)
+rounds = Table(
+    "rounds",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("package_version", Integer, ForeignKey("packages.version"), nullable=False),
+    Column("base_release", BigInteger, nullable=False),
+    Column("cohort", JSON, nullable=False),
+    Column("opened_at", Float, nullable=False),
+    Column("deadline", Float, nullable=False),
+    Column("training", JSON, nullable=False),
+    Column("closed_at", Float),
+    Column("outcome", String(32)),
+)
+updates = Table(
+    "updates",
+    metadata,
+    Column("device", String(64), primary_key=True),
+    Column("round", BigInteger, primary_key=True),
+    Column("sha256", LargeBinary(32), nullable=False),
+    Column("envelope", LargeBinary, nullable=False),
+    Column("public_key", LargeBinary(32), nullable=False),
+    Column("received_at", Float, nullable=False),
+    Index("updates_of_round", "round"),
+)
+releases = Table(
+    "releases",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("package_version", Integer, ForeignKey("packages.version"), nullable=False),
+    Column("round", BigInteger),
+    Column("parent", LargeBinary(32), nullable=False),
+    Column("sha256", LargeBinary(32), nullable=False),
+    Column("adapter", LargeBinary, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("updates", Integer, nullable=False),
+    Column("weight", BigInteger, nullable=False),
+    Column("metrics", JSON, nullable=False),
+    Column("default_choice", String(16), nullable=False),
+)
+reports = Table(
+    "reports",
+    metadata,
+    Column("device", String(64), primary_key=True),
+    Column("release", BigInteger, primary_key=True),
+    Column("received_at", Float, nullable=False),
+    Column("figures", JSON, nullable=False),
+)
+refusals = Table(
+    "refusals",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("device", String(64), nullable=False),
+    Column("received_at", Float, nullable=False),
+    Column("reason", String(500), nullable=False),
+)
