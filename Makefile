@@ -34,8 +34,12 @@ bench: $(VENV)/installed mosquitto  ## the published figures; the real data sets
 	$(VENV)/bin/python -m benchmarks.engines --plot runs/benchmarks/engines.png
 	$(VENV)/bin/python -m benchmarks.vs_flower --plot runs/benchmarks/vs_flower.png
 	$(VENV)/bin/python -m benchmarks.fleets
+	$(VENV)/bin/python -m benchmarks.crash
 
-.PHONY: bench-engines bench-flower bench-install
+.PHONY: bench-crash bench-engines bench-flower bench-install
+bench-crash: $(VENV)/installed mosquitto  ## kill -9 at 200 moments: is an update lost, or counted twice?
+	$(VENV)/bin/python -m benchmarks.crash
+
 bench-engines: $(VENV)/installed  ## the agent's training against PyTorch
 	$(VENV)/bin/python -m benchmarks.engines --plot runs/benchmarks/engines.png
 
