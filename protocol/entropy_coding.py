@@ -12,7 +12,8 @@ of the tuples follow from those of the symbols and need no byte, and there are f
     u32[]    final encoder state of each lane, little-endian
     u16[]    words in the order in which the decoder takes them, little-endian
 
-The number of symbols is not in the body: the model package fixes it.
+The number of symbols is not in the body: the model package fixes it. Bodies of format 0, which journals may
+hold, are decoded, too: they code one symbol per step, with its frequency of 12 bits.
 """
 
 import numpy as np
@@ -76,14 +77,17 @@ def decode(body: bytes, count: int) -> NDArray[np.int32]:
     Raises:
         EncodingError: not a body that `encode` writes for `count` symbols.
     """
-    if not body or body[0] != FORMAT << 4 | _lanes_log2(count):
+    if not body or body[0] >> 4 not in (0, FORMAT) or body[0] & 15 != _lanes_log2(count):
         raise EncodingError("unexpected format or number of lanes")
+    of_tuples = body[0] >> 4 == FORMAT
     lanes = 1 << (body[0] & 15)
     values, frequencies, position = _read_table(body, 1)
     if len(body) < position + 4 * lanes or (len(body) - position) % 2:
         raise EncodingError("the entropy-coded body ends early")
-    length = _tuple_length(values.size)
-    tuple_frequencies = _tuple_frequencies(frequencies, length)
+    length, bits, tuple_frequencies = 1, SCALE_BITS, frequencies
+    if of_tuples:
+        length, bits = _tuple_length(values.size), TUPLE_SCALE_BITS
+        tuple_frequencies = _tuple_frequencies(frequencies, length)
     state = np.frombuffer(body, "<u4", lanes, position).astype(np.uint32)
     words = np.frombuffer(body, "<u2", offset=position + 4 * lanes).astype(np.uint32)
     rows = -(-count // (lanes * length))
@@ -92,9 +96,9 @@ def decode(body: bytes, count: int) -> NDArray[np.int32]:
     starts = np.cumsum(tuple_frequencies) - tuple_frequencies
     slot_tuple = np.repeat(np.arange(tuple_frequencies.size), tuple_frequencies)
     slot_frequency = tuple_frequencies[slot_tuple].astype(np.uint32)
-    slot_offset = (np.arange(TUPLE_SCALE) - starts[slot_tuple]).astype(np.uint32)
+    slot_offset = (np.arange(1 << bits) - starts[slot_tuple]).astype(np.uint32)
     slots = np.empty((rows, lanes), np.uint32)
-    mask, sixteen, scale_bits = np.uint32(TUPLE_SCALE - 1), np.uint32(16), np.uint32(TUPLE_SCALE_BITS)
+    mask, sixteen, scale_bits = np.uint32((1 << bits) - 1), np.uint32(16), np.uint32(bits)
     taken = 0
     for row in range(rows):
         slot = np.bitwise_and(state, mask, out=slots[row])
@@ -108,7 +112,7 @@ def decode(body: bytes, count: int) -> NDArray[np.int32]:
     if taken != words.size or not (state == LOW).all():
         raise EncodingError("the entropy-coded body does not end where its symbols end")
     symbols: NDArray[np.int32] = _members(values, length)[slot_tuple[slots.reshape(-1)]].reshape(-1)
-    if (symbols[count:] != values[np.argmax(frequencies)]).any():
+    if of_tuples and (symbols[count:] != values[np.argmax(frequencies)]).any():
         raise EncodingError("the last tuple of the entropy-coded body is not filled up as agreed")
     return np.asarray(symbols[:count])
 

@@ -133,8 +133,8 @@ def next_number(connection: sql.Connection, column: sql.Column[Any], first: int)
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     """Readers (the operators' commands) never wait for the server, and a commit survives a power cut."""
     cursor = connection.cursor()
+    cursor.execute("PRAGMA busy_timeout = 10000")  # first: going over to WAL needs the file alone
     cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA synchronous = FULL")
-    cursor.execute("PRAGMA busy_timeout = 10000")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()

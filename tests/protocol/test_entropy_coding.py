@@ -168,3 +168,19 @@ def test_a_tiny_body_for_the_largest_adapter_costs_what_the_adapter_costs() -> N
     tracemalloc.stop()
     assert not symbols.any()
     assert peak < 32 * count
+
+
+def test_a_body_of_the_format_before_is_still_read() -> None:
+    old = bytes.fromhex("000301800401e71001990b5900d80080003fe20bbe")
+    new = bytes.fromhex("100301800401e71001990b00003f000191d1d12814")
+    assert decode(old, 40).tolist() == decode(new, 40).tolist()
+    with pytest.raises(EncodingError):
+        decode(old, 41)
+
+
+@pytest.mark.parametrize("first", [0x20, 0xF0])
+def test_a_format_to_come_is_refused(first: int) -> None:
+    body = bytearray(encode(np.zeros(5, np.int32)))
+    body[0] = first
+    with pytest.raises(EncodingError, match="unexpected format"):
+        decode(bytes(body), 5)
