@@ -16,7 +16,6 @@ from agent import gate
 from agent.dataset import Labelled, split
 from agent.engine import Engine, Floats
 from agent.features import FeatureCache
-from agent.inventory import Inventory
 from agent.learning import Learning
 from agent.objective import losses, mean_loss
 from agent.sources import Source
@@ -102,13 +101,9 @@ class Learner:
         changed, self._seen = seen != self._seen, seen
         return changed
 
-    def inventory(self) -> Inventory:
-        """Look at the source; features of new recordings are computed now."""
-        return self._cache.collect(self._source, self._engine, self._maximum())
-
     def material(self) -> Material:
-        """What there is to learn from now."""
-        inventory = self.inventory()
+        """What there is to learn from now; features of new recordings are computed."""
+        inventory = self._cache.collect(self._source, self._engine, self._maximum())
         training, holdout = split(
             inventory.labelled, self.policy.holdout_fraction, self.manifest.window.length
         )

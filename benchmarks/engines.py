@@ -39,7 +39,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import task
+from benchmarks import bar_chart, task
 from benchmarks.install import closure_bytes
 from benchmarks.process import one_thread
 
@@ -264,33 +264,18 @@ def line(name: str, row: dict[str, Any]) -> str:
 
 def plot(rows: dict[str, dict[str, Any]], file: Path) -> None:
     """Draw the medians of the main figures, a panel each."""
-    import matplotlib as mpl  # noqa: PLC0415 - only for --plot
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
-
-    panels = (
-        ("cold_cpu_seconds", "CPU seconds, first round"),
-        ("warm_cpu_seconds", "CPU seconds, later rounds"),
-        ("rss_bytes", "peak memory (MB)"),
-        ("cold_start_seconds", "start to first step (s)"),
-    )
     names = [name for name in rows if "threads" not in name and "head" not in name]
-    figure, axes = plt.subplots(1, len(panels), figsize=(12, 0.9 + 0.45 * len(names)), sharey=True)
-    for axis, (key, title) in zip(axes, panels, strict=True):
-        values = [rows[name][key] * SCALES.get(key, 1.0) for name in names]
-        colours = ["#9a9a9a" if name.startswith("torch") else "#1b7f5c" for name in names]
-        bars = axis.barh(names, values, color=colours)
-        axis.bar_label(bars, labels=[f"{value:.3g}" for value in values], padding=3, fontsize=8)
-        axis.set_title(title, fontsize=10)
-        axis.margins(x=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=8)
-    axes[0].invert_yaxis()
-    figure.tight_layout()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
+    panels = [
+        bar_chart.Panel(title, [rows[name][key] * SCALES.get(key, 1.0) for name in names])
+        for key, title in (
+            ("cold_cpu_seconds", "CPU seconds, first round"),
+            ("warm_cpu_seconds", "CPU seconds, later rounds"),
+            ("rss_bytes", "peak memory (MB)"),
+            ("cold_start_seconds", "start to first step (s)"),
+        )
+    ]
+    others = [name for name in names if name.startswith("torch")]
+    bar_chart.draw(file, names, others, panels, 0.9 + 0.45 * len(names))
 
 
 if __name__ == "__main__":

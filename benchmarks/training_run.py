@@ -65,7 +65,15 @@ def main() -> None:
         if not np.isfinite(stepped).all():
             raise SystemExit("the first step diverged")
         wall, cpu = time.monotonic() - options.started, time.process_time()
-        print(json.dumps({"cold_start_seconds": wall, "cold_start_cpu_seconds": cpu, "rss_bytes": _peak()}))
+        print(
+            json.dumps(
+                {
+                    "cold_start_seconds": wall,
+                    "cold_start_cpu_seconds": cpu,
+                    "rss_bytes": memory.peak_resident_bytes(),
+                }
+            )
+        )
         return
 
     everything = np.load(options.task / "training_x.npy")  # in memory before the clock starts, as for PyTorch
@@ -83,7 +91,7 @@ def main() -> None:
     started = time.perf_counter()
     again = trained(features)
     warm, seconds = time.process_time(), time.perf_counter() - started
-    peak = _peak()
+    peak = memory.peak_resident_bytes()
     total = time.process_time()
     held, held_labels = (np.load(options.task / f"held_out_{part}.npy") for part in "xy")
     right = engine.predict(result, engine.features(held)).argmax(1) == held_labels
@@ -102,14 +110,6 @@ def main() -> None:
         "runtime": engine.describe(),
     }
     print(json.dumps(report))
-
-
-def _peak() -> int:
-    """VmHWM in bytes."""
-    for line in Path("/proc/self/status").read_text("ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ from numpy.typing import NDArray
 
 from agent.config import EngineConfig
 from agent.engines import open_engine
-from benchmarks import graftwork_run, task
+from benchmarks import bar_chart, graftwork_run, task
 from benchmarks.federation import Floats, Outcome, Plan
 from benchmarks.peers import flower_run
 from benchmarks.process import one_thread
@@ -294,31 +294,16 @@ def report(medians: dict[str, dict[str, Any]], options: argparse.Namespace) -> d
 
 def plot(medians: dict[str, dict[str, Any]], file: Path) -> None:
     """Draw the main figures, a panel each."""
-    import matplotlib as mpl  # noqa: PLC0415 - only for --plot
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
-
-    panels = (
-        ("round_cpu_seconds", "CPU seconds per round", 1.0),
-        ("peak_rss_bytes", "peak memory (MB)", 1e-6),
-        ("round_bytes", "KB per client-round, both ways", 1e-3),
-        ("seconds_to_accuracy", "seconds to the same accuracy", 1.0),
-    )
-    figure, axes = plt.subplots(1, len(panels), figsize=(12, 1.8), sharey=True)
-    for axis, (key, title, scale) in zip(axes, panels, strict=True):
-        values = [row[key] * scale for row in medians.values()]
-        bars = axis.barh(list(medians), values, color=["#1b7f5c", "#9a9a9a"])
-        axis.bar_label(bars, labels=[f"{value:.3g}" for value in values], padding=3, fontsize=8)
-        axis.set_title(title, fontsize=10)
-        axis.margins(x=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=8)
-    axes[0].invert_yaxis()
-    figure.tight_layout()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
+    panels = [
+        bar_chart.Panel(title, [row[key] * scale for row in medians.values()])
+        for key, title, scale in (
+            ("round_cpu_seconds", "CPU seconds per round", 1.0),
+            ("peak_rss_bytes", "peak memory (MB)", 1e-6),
+            ("round_bytes", "KB per client-round, both ways", 1e-3),
+            ("seconds_to_accuracy", "seconds to the same accuracy", 1.0),
+        )
+    ]
+    bar_chart.draw(file, list(medians), ["flower"], panels, 1.8)
 
 
 if __name__ == "__main__":
