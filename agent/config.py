@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from protocol.charter import SendingPolicy
 from protocol.package import ENGINES
 from protocol.topics import check_name
 from runtime import configuration
@@ -120,6 +121,8 @@ class AgentConfig:
     broker: BrokerConfig = field(default_factory=BrokerConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    sending: SendingPolicy = field(default_factory=SendingPolicy)
+    """The owner's own limits, e.g. of a metered link; they hold beside those of the charter."""
 
     def __post_init__(self) -> None:
         check_name(self.device)

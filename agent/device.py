@@ -5,7 +5,6 @@ commit, publish; what was not received is published again, after each reconnect 
 link, the clock and the main loop are not handled here.
 """
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,31 +20,23 @@ from agent.fetching import Fetching
 from agent.installation import Installation
 from agent.learner import Learned, Learner, Material, Trained
 from agent.learning import Learning
+from agent.outbox import Outbox
 from agent.reconstruction import Reconstruction
 from agent.reporting import report_message, state_message
 from agent.resources import Resources
 from agent.sources import Source
 from agent.store import Store
-from agent.update import make_update
+from agent.update import Contribution
 from agent.work import Job, Work
+from protocol.charter import TrainingPolicy
 from protocol.errors import ProtocolError
-from protocol.messages import (
-    Announcement,
-    Chunk,
-    Receipt,
-    Release,
-    Round,
-    TrainingPolicy,
-    seal,
-    unseal,
-)
+from protocol.messages import Announcement, Chunk, Receipt, Release, Round, seal, unseal
 from protocol.package import ADAPTER, Manifest, read_adapter
 from protocol.signing import PrivateKey, PublicKey
 from protocol.topics import ALL, DOWN, Topics
 
 log = logging.getLogger(__name__)
 
-RESEND_SECONDS = 20.0
 SOURCE_SECONDS = 10.0
 """How often the source is looked at for new recordings."""
 
@@ -105,7 +96,18 @@ class DeviceAgent:
         self._resources = resources or Resources(config.limits, now)
         self._work = Work(store, self._resources, now)
         self._learner: Learner | None = None
-        self._resend_at = 0.0
+        self._outbox = Outbox(
+            store,
+            device=config.device,
+            topics=self._topics,
+            key=key,
+            publish=publish,
+            now=now,
+            traffic=traffic,
+            owner=config.sending,
+        )
+        self._held: Round | None = None
+        """A round that is not answered while updates wait."""
         self._look_at = 0.0
         self._labelled = 0
         if self._state.package:
@@ -127,7 +129,7 @@ class DeviceAgent:
         self._reconstruction.link_broke()
         self._publish_state()
         self._publish_report()
-        self._resend()
+        self._outbox.resend()
 
     def handle(self, topic: str, payload: bytes) -> None:
         """Take one message; what is not signed by the server is dropped."""
@@ -159,21 +161,15 @@ class DeviceAgent:
         if now >= self._look_at and self._learner:
             self._look_at = now + SOURCE_SECONDS
             self._look()
-        if now >= self._resend_at:
-            self._resend()
+            self._look_at_link()
+        self._outbox.tick()
         return self._work.go_on()
 
     # Messages
 
     def _on_announcement(self, announcement: Announcement) -> None:
-        learner = self._learner
-        if (
-            learner
-            and announcement.version == self._state.version
-            and learner.policy != announcement.training
-        ):
-            self._store.set_policy(announcement.training, announcement.version)
-            learner.policy = announcement.training
+        if self._learner and announcement.version == self._state.version:
+            self._keep_charter(announcement)
         self._step(participant.on_announcement(self._state, announcement))
 
     def _on_release(self, release: Release) -> None:
@@ -205,9 +201,17 @@ class DeviceAgent:
             elif isinstance(action, participant.AnswerRound):
                 self._answer(action.round)
             elif isinstance(action, participant.KeepPackage):
-                self._store.set_policy(action.announcement.training, action.announcement.version)
+                self._keep_charter(action.announcement)
             else:
-                self._clear(action.receipt)
+                self._outbox.clear(action.receipt)
+
+    def _keep_charter(self, announcement: Announcement) -> None:
+        learner = self._require_learner()
+        kept = (self._store.state().version, learner.policy, self._store.sending())
+        if kept != (announcement.version, announcement.training, announcement.sending):
+            self._store.set_charter(announcement.version, announcement.training, announcement.sending)
+            learner.policy = announcement.training
+            self._look_at_link()
 
     def _fetch(self, announcement: Announcement) -> None:
         self._fetching.begin(announcement)
@@ -222,7 +226,9 @@ class DeviceAgent:
         announcement, manifest = fetched
         sha256 = announcement.package.sha256
         initial = read_adapter((self._installation.path(sha256) / ADAPTER).read_bytes(), manifest.parameters)
-        self._store.install(announcement.version, sha256, initial, announcement.training)
+        self._store.install(
+            announcement.version, sha256, initial, announcement.training, announcement.sending
+        )
         self._installation.keep_only(sha256)
         log.info("installed package %s", announcement.name)
         self._open_package(announcement.training)
@@ -290,14 +296,18 @@ class DeviceAgent:
             "gain": repr(learned.decision.gain),
             "personal_gain": repr(learned.personal_gain),
         }
-        self._store.adopt(
-            release.number, release.adapter_sha256, dict(learned.adapters), learned.decision.choice, facts
-        )
+        adapters = dict(learned.adapters)
+        withheld = self._outbox.withheld()
+        if withheld is not None:
+            adapters["withheld"] = withheld
+            facts["releases_waited"] = str(self._store.number("releases_waited", 0) + 1)
+        self._store.adopt(release.number, release.adapter_sha256, adapters, learned.decision.choice, facts)
         log.info(
             "release=%d windows=%d held_out=%d uses=%s gain=%.3f",
             release.number, learned.personal.windows, len(material.holdout),
             learned.decision.choice, learned.decision.gain,
         )  # fmt: skip
+        self._outbox.look()
         self._step(participant.on_adopted(self._state, release))
         self._publish_report()
         self._labelled = learned.personal.windows
@@ -306,7 +316,9 @@ class DeviceAgent:
     def _answer(self, current: Round) -> None:
         """Answer with what was trained from the release; trained anew when labels came or went since."""
         name = f"round {current.number}"
-        if self._work.holds(name):
+        if self._outbox.waits:
+            self._held = current
+        if self._outbox.waits or self._work.holds(name):
             return
         learner = self._require_learner()
         base, personal = self._store.adapter("global"), self._store.adapter("personal")
@@ -316,7 +328,6 @@ class DeviceAgent:
         if material.fingerprint == self._store.text("fingerprint") or not self._work.idle:
             self._send_update(
                 current,
-                base,
                 Trained(
                     personal,
                     self._store.number("windows", 0),
@@ -330,41 +341,22 @@ class DeviceAgent:
             return learner.begin(current.base, {"personal": base}, material)
 
         def finish(learned: Mapping[str, Floats]) -> None:
-            self._send_update(current, base, learner.assess(learned["personal"], material, base))
+            self._send_update(current, learner.assess(learned["personal"], material, base))
 
         self._work.take(Job(name, begin, finish))
         self._work.go_on()
 
-    def _send_update(self, current: Round, base: Floats, trained: Trained) -> None:
+    def _send_update(self, current: Round, trained: Trained) -> None:
         learner = self._require_learner()
         if not trained.windows:
             log.warning("round=%d is not answered: no labelled windows to train on", current.number)
             return
-        envelope = make_update(
-            base,
-            trained.adapter,
-            current,
-            learner.manifest,
-            learner.policy,
-            topics=self._topics,
-            device=self._config.device,
-            windows=trained.windows,
-            loss_before=trained.loss_before,
-            loss_after=trained.loss_after,
-            key=self._key,
-        )
-        dropped = self._store.answer(current.number, hashlib.sha256(envelope).digest(), envelope, self._now())
-        if dropped:
-            log.warning("the outbox is full: %d of the oldest updates were dropped", dropped)
+        difference = self._outbox.difference(trained.adapter)
+        if difference is None:
+            raise AgentError("the store lost its adapters; remove the state directory")
+        contribution = Contribution(difference, trained.windows, trained.loss_before, trained.loss_after)
+        self._outbox.send(current, contribution, learner.manifest, learner.policy)
         self._step(participant.on_answered(self._state, current.number))
-        log.info("round=%d update=%d bytes", current.number, len(envelope))
-        self._publish(self._topics.up(self._config.device, "update"), envelope, False)
-
-    def _clear(self, receipt: Receipt) -> None:
-        if self._store.clear(receipt.update):
-            level = logging.INFO if receipt.verdict in ("counted", "duplicate") else logging.WARNING
-            reason = f": {receipt.reason}" if receipt.reason else ""
-            log.log(level, "round=%d update %s%s", receipt.round, receipt.verdict, reason)
 
     # Publications
 
@@ -380,6 +372,7 @@ class DeviceAgent:
             session=self._session,
             public_key=self._key.public.raw,
             labelled_windows=self._labelled,
+            waits=self._outbox.waits,
         )
         return topic, seal(state, self._key, topic)
 
@@ -389,11 +382,6 @@ class DeviceAgent:
             topic = self._topics.up(self._config.device, "report")
             report = report_message(self._store, self._learner, self._traffic())
             self._publish(topic, seal(report, self._key, topic), False)
-
-    def _resend(self) -> None:
-        self._resend_at = self._now() + RESEND_SECONDS
-        for entry in self._store.outbox():
-            self._publish(self._topics.up(self._config.device, "update"), entry.envelope, False)
 
     def _request_chunks(self) -> None:
         topic = self._topics.up(self._config.device, "get")
@@ -410,6 +398,15 @@ class DeviceAgent:
         if labelled != self._labelled:
             self._labelled = labelled
             self._publish_state()
+
+    def _look_at_link(self) -> None:
+        """Tell the server when updates begin to wait, or may go again; then the round is answered, too."""
+        if not self._outbox.look():
+            return
+        self._publish_state()
+        held, self._held = self._held, None
+        if held is not None and not self._outbox.waits:
+            self._step(participant.on_round(self._state, None, held))
 
     def _require_learner(self) -> Learner:
         if self._learner is None:

@@ -21,7 +21,7 @@ from agent.objective import losses, mean_loss
 from agent.sources import Source
 from agent.training import Training
 from protocol import cbor, records
-from protocol.messages import TrainingPolicy
+from protocol.charter import TrainingPolicy
 from protocol.package import Manifest
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.engine import Floats
-from protocol.messages import TrainingPolicy
+from protocol.charter import TrainingPolicy
 
 Rate = float | Floats
 """One learning rate, or float32 [parameters]."""

@@ -11,12 +11,18 @@ from runtime import memory
 
 
 def state_message(
-    state: State, *, online: bool, session: int, public_key: bytes, labelled_windows: int
+    state: State,
+    *,
+    online: bool,
+    session: int,
+    public_key: bytes,
+    labelled_windows: int,
+    waits: str,
 ) -> DeviceState:
     """What the device runs now; a release counts as held only once it was adopted."""
     release = state.release if state.base else -1
     return DeviceState(
-        online, session, public_key, _agent_version(), state.package, release, labelled_windows
+        online, session, public_key, _agent_version(), state.package, release, labelled_windows, waits
     )
 
 

@@ -14,18 +14,23 @@ from agent.engine import Floats
 from agent.errors import AgentError
 from agent.participant import State
 from protocol import cbor, records
-from protocol.messages import TrainingPolicy, adapter_bytes
+from protocol.charter import SendingPolicy, TrainingPolicy
+from protocol.messages import adapter_bytes
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_OUTBOX = 256
 """Updates kept while there is no server; the oldest leave first, for they are worth least."""
-_SCHEMA = """
+_SCHEMAS = {
+    1: """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE adapters (name TEXT PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE outbox (
     sha256 BLOB PRIMARY KEY, round INTEGER NOT NULL, envelope BLOB NOT NULL, created REAL NOT NULL
 ) WITHOUT ROWID;
-"""
+""",
+    2: "CREATE TABLE traffic (hour INTEGER PRIMARY KEY, bytes INTEGER NOT NULL);",
+}
+"""By version, what makes it of the version before."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,11 @@ class Store:
         return (self._fact(name) or b"").decode()
 
     def adapter(self, name: str) -> Floats | None:
-        """An adapter by name, float32 [parameters]: initial, received, global, local, personal or adopted."""
+        """An adapter by name, float32 [parameters].
+
+        Of the names initial, received, global, local, personal, adopted; "withheld" is the sum of the
+        differences that were not sent.
+        """
         row = self._db.execute("SELECT vector FROM adapters WHERE name = ?", (name,)).fetchone()
         return np.frombuffer(row[0], "<f4").astype(np.float32) if row else None
 
@@ -95,26 +104,48 @@ class Store:
             return TrainingPolicy()
         return records.from_numbered(TrainingPolicy, cbor.decode(data, limit=4096))
 
+    def sending(self) -> SendingPolicy:
+        """When the charter lets updates be sent."""
+        data = self._fact("sending")
+        if data is None:
+            return SendingPolicy()
+        return records.from_numbered(SendingPolicy, cbor.decode(data, limit=4096))
+
+    def note_traffic(self, hour: int, count: int) -> None:
+        """Commit bytes on the link in an hour since 1970; what is older than two days is forgotten."""
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute(
+                "INSERT INTO traffic VALUES (?, ?) ON CONFLICT (hour) DO UPDATE SET bytes = bytes + ?",
+                (hour, count, count),
+            )
+            self._db.execute("DELETE FROM traffic WHERE hour < ? OR hour > ?", (hour - 48, hour))
+
+    def traffic_since(self, hour: int) -> int:
+        """Bytes on the link after an hour since 1970."""
+        [total] = self._db.execute("SELECT SUM(bytes) FROM traffic WHERE hour > ?", (hour,)).fetchone()
+        return int(total or 0)
+
     def next_session(self, now: int) -> int:
         """Count a start of the agent: Unix milliseconds, but growing even on a clock that went back."""
         session = max(now, self.number("session", 0) + 1)
         self._set("session", session)
         return session
 
-    def set_policy(self, policy: TrainingPolicy, version: int) -> None:
-        """Note that the installed package has another version, or is trained otherwise from now on."""
+    def set_charter(self, version: int, training: TrainingPolicy, sending: SendingPolicy) -> None:
+        """Note that the installed package has another version, or the federation another charter."""
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            self._set("version", version)
-            self._set("policy", cbor.encode(records.to_numbered(policy)))
+            self._set_charter(version, training, sending)
 
-    def install(self, version: int, package: bytes, initial: Floats, policy: TrainingPolicy) -> None:
+    def install(
+        self, version: int, package: bytes, initial: Floats, training: TrainingPolicy, sending: SendingPolicy
+    ) -> None:
         """Commit a new package: training alone starts from its initial adapter."""
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            self._set("version", version)
+            self._set_charter(version, training, sending)
             self._set("package", package)
-            self._set("policy", cbor.encode(records.to_numbered(policy)))
             self._set("base", b"")
             self._db.execute("DELETE FROM adapters")
             self._put_adapters({"local": initial, "adopted": initial, "initial": initial})
@@ -159,6 +190,10 @@ class Store:
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             self._set("answered", number)
+            self._set("sent_release", self.number("release", -1))
+            self._set("update_bytes", len(envelope))
+            self._set("releases_waited", 0)
+            self._db.execute("DELETE FROM adapters WHERE name = 'withheld'")
             self._db.execute(
                 "INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?)", (sha256, number, envelope, now)
             )
@@ -174,6 +209,11 @@ class Store:
         rows = self._db.execute("SELECT sha256, round, envelope, created FROM outbox ORDER BY round")
         return [OutboxEntry(*row) for row in rows]
 
+    def outbox_length(self) -> int:
+        """Number of updates without receipt."""
+        [length] = self._db.execute("SELECT COUNT(*) FROM outbox").fetchone()
+        return int(length)
+
     def clear(self, sha256: bytes) -> bool:
         """Drop an update that has its receipt; False: it was not there."""
         with self._db:
@@ -184,10 +224,19 @@ class Store:
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA busy_timeout = 5000")
         [version] = self._db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        elif version != SCHEMA_VERSION:
-            raise AgentError(f"{path}: expected schema version {SCHEMA_VERSION}, got {version}")
+        if version > SCHEMA_VERSION:
+            raise AgentError(
+                f"{path}: expected a schema version up to {SCHEMA_VERSION}, got {version}; "
+                "it was written by a newer version of graftwork"
+            )
+        if version < SCHEMA_VERSION:
+            steps = " ".join(_SCHEMAS[step] for step in range(version + 1, SCHEMA_VERSION + 1))
+            self._db.executescript(f"BEGIN; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+
+    def _set_charter(self, version: int, training: TrainingPolicy, sending: SendingPolicy) -> None:
+        self._set("version", version)
+        self._set("policy", cbor.encode(records.to_numbered(training)))
+        self._set("sending", cbor.encode(records.to_numbered(sending)))
 
     def _fact(self, name: str) -> bytes | None:
         row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()

@@ -16,7 +16,7 @@ from agent import batches, optimizers
 from agent.dataset import Labelled
 from agent.engine import Engine, Floats
 from agent.objective import mean_loss
-from protocol.messages import TrainingPolicy
+from protocol.charter import TrainingPolicy
 
 log = logging.getLogger(__name__)
 

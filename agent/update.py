@@ -1,10 +1,13 @@
 """From a trained adapter to the bytes of an update: difference, clip, quantise, code, sign."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from agent.engine import Floats
 from protocol import entropy_coding
-from protocol.messages import BASE_BYTES, Round, TrainingPolicy, Update, seal
+from protocol.charter import TrainingPolicy
+from protocol.messages import BASE_BYTES, Round, Update, seal
 from protocol.package import Manifest
 from protocol.quantisation import dither_seed, quantise
 from protocol.signing import PrivateKey
@@ -19,46 +22,52 @@ def clip(difference: Floats, clipping_bound: float) -> Floats:
     return (difference * (clipping_bound / norm)).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class Contribution:
+    """What an update tells."""
+
+    difference: Floats
+    """To the release's adapter, float32 [parameters]."""
+    windows: int
+    """Labelled windows trained on."""
+    loss_before: float
+    """Training loss of the release's adapter."""
+    loss_after: float
+    """Training loss of the adapter after local training."""
+
+
 def make_update(
-    base: Floats,
-    trained: Floats,
     current: Round,
+    contribution: Contribution,
     manifest: Manifest,
     policy: TrainingPolicy,
     *,
     topics: Topics,
     device: str,
-    windows: int,
-    loss_before: float,
-    loss_after: float,
     key: PrivateKey,
 ) -> bytes:
     """Sign the update of a round.
 
     Args:
-        base: the release's adapter, float32 [parameters].
-        trained: the adapter after local training, float32 [parameters].
         current: the round that is answered.
+        contribution: what to tell; its difference is clipped.
         manifest: of the installed package.
         policy: clipping bound and quantisation step.
         topics: of the federation.
         device: this device.
-        windows: labelled windows trained on.
-        loss_before: training loss of `base`.
-        loss_after: training loss of `trained`.
         key: the device's key.
     """
-    difference = clip(trained - base, policy.clipping_bound)
+    difference = clip(contribution.difference, policy.clipping_bound)
     seed = dither_seed(topics.federation, device, current.number, current.base)
     quantised = quantise(difference, manifest.slices().values(), seed, policy.step_ratio)
     update = Update(
         current.number,
         current.base[:BASE_BYTES],
-        min(windows, policy.maximum_weight),
+        min(contribution.windows, policy.maximum_weight),
         quantised.steps,
         entropy_coding.encode(quantised.symbols),
-        _short(loss_before),
-        _short(loss_after),
+        _short(contribution.loss_before),
+        _short(contribution.loss_after),
     )
     return seal(update, key, topics.up(device, "update"))
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.crash_points import DEVICES, ROUNDS
+from protocol.charter import TrainingPolicy
 from protocol.fleet import Device, FleetDescription, Split
-from protocol.messages import TrainingPolicy
 from protocol.recording import Recording
 from simulation import vibration
 from simulation.experiment import SERVER_CONFIG, Experiment, Settings, prepare, write_configurations

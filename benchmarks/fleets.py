@@ -25,8 +25,10 @@ FIGURES = (
     "accuracy_backbone",
     "accuracy_local",
     "accuracy_fleet",
+    "accuracy_release",
     "devices_worse",
     "bits_per_parameter",
+    "body_bits_per_parameter",
     "seconds",
 )
 

@@ -12,7 +12,7 @@ from benchmarks.federation import Outcome, Plan, outcome
 from benchmarks.process import Sampler
 from benchmarks.wire import CountingProxy
 from protocol import recording
-from protocol.messages import TrainingPolicy
+from protocol.charter import TrainingPolicy
 from protocol.windows import concatenate, cut
 from server.broker import BrokerSupervisor
 from server.store import Store

@@ -24,10 +24,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from protocol import toml
 
 ROOT = Path(__file__).resolve().parent.parent
 GOAL_BYTES = 120_000_000
@@ -187,7 +184,7 @@ def resolve(extra: str, machine: str, python: str) -> str:
 
 def requirements(extra: str) -> list[Requirement]:
     """What the project requires, with an extra."""
-    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    project: dict[str, Any] = toml.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     lines = [*project["dependencies"], *project["optional-dependencies"][extra]]
     return [Requirement(line) for line in lines]
 

@@ -18,7 +18,7 @@ from agent import optimizers
 from agent.dataset import Labelled
 from agent.training import train
 from protocol import cbor, records
-from protocol.messages import TrainingPolicy
+from protocol.charter import TrainingPolicy
 from protocol.package import ADAPTER, Manifest, read_adapter
 from runtime import memory
 

@@ -11,14 +11,10 @@ from torch import nn
 
 from models.errors import ModelError
 from protocol import fleet as fleet_format
+from protocol import toml
 from protocol.errors import DataError, SchemaError
 from protocol.input_schema import InputSchema, WindowSpec
 from protocol.records import from_named
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]  # absent where newer
 
 
 def import_module(reference: str, folder: Path) -> nn.Module:
@@ -68,10 +64,10 @@ def read_schema(file: Path) -> tuple[InputSchema, WindowSpec]:
     """
     try:
         text = file.read_text(encoding="utf-8")
-        document = tomllib.loads(text)
+        document = toml.loads(text)
     except OSError as error:
         raise ModelError(f"{file}: not readable: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{file}: expected TOML: {error}") from error
     try:
         if "device" in document:

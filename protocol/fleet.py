@@ -6,19 +6,14 @@ id. Only the description lives here; simulation/recordings.py and runtime/pictur
 
 import json
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from protocol import toml
 from protocol.errors import DataError, SchemaError
 from protocol.input_schema import IMAGE, ONE_PICTURE, InputSchema, WindowSpec
 from protocol.records import from_named
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]  # absent where newer
 
 ROLES = ("source", "edge")
 DIVISIONS = ("time", "recording")
@@ -108,8 +103,8 @@ def parse(text: str, name: str = "fleet.toml") -> FleetDescription:
             Devices count from 0 as `devices[0]`.
     """
     try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        document = toml.loads(text)
+    except toml.TOMLDecodeError as error:
         raise DataError(f"{name}: expected TOML: {error}") from None
     if "devices" in document:
         raise DataError(f"{name}: devices: unknown key; expected [[device]] tables")

@@ -5,7 +5,6 @@ COSE_Sign1 envelope whose signature is bound to the topic. So the topic tells ki
 and device, and none of them can be changed on the way.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from protocol import cbor, records
 from protocol.artifacts import Artifact
+from protocol.charter import SendingPolicy, StalenessPolicy, TrainingPolicy, check_range
 from protocol.signing import PrivateKey, PublicKey, sign, signed_payload, verify
 from protocol.topics import check_name, context
 
@@ -33,62 +33,6 @@ def _check_hash(name: str, value: bytes, *, empty: bool = False) -> None:
         raise ValueError(f"{name}: expected 32 bytes, got {len(value)}")
 
 
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
-        raise ValueError(f"{name}: expected {low} to {high}, got {value}")
-
-
-@dataclass(frozen=True)
-class TrainingPolicy:
-    """How every device of a federation trains, clips and quantises."""
-
-    optimizer: str = "adamw"
-    """"adamw" or "sgd"."""
-    learning_rate: float = 0.003
-    weight_decay: float = 0.0
-    momentum: float = 0.9
-    """Of "sgd" only."""
-    epochs: int = 20
-    """Passes over the labelled windows per release."""
-    balance_classes: bool = True
-    """Weight the windows so that every class counts the same."""
-    clipping_bound: float = 4.0
-    """Largest L2 norm of an update."""
-    step_ratio: float = 2.0
-    """Quantisation step in root mean squares of a segment's update."""
-    maximum_weight: int = 4096
-    """Most labelled windows that a device's update counts for."""
-    holdout_fraction: float = 0.3
-    """Share of the labelled windows, the latest, that a device keeps for its gate."""
-    accumulation: int = 1
-    """Batches per step of the optimiser."""
-    replay_share: float = 0.25
-    """Share of each batch that comes from the replay buffer, where a device has something in it."""
-    early_stopping: int = 0
-    """Epochs without a better held-out loss after which training stops, and the best epoch is kept; 0: never.
-    The gate then judges on windows that chose the epoch."""
-    learning_rate_factors: dict[str, float] = field(default_factory=dict)
-    """By segment of the adapter, what its learning rate is multiplied by; 0 freezes it."""
-
-    def __post_init__(self) -> None:
-        if self.optimizer not in ("adamw", "sgd"):
-            raise ValueError(f"optimizer: expected adamw or sgd, got {self.optimizer!r}")
-        _check_range("learning_rate", self.learning_rate, 1e-8, 10)
-        _check_range("weight_decay", self.weight_decay, 0, 1)
-        _check_range("momentum", self.momentum, 0, 0.9999)
-        _check_range("epochs", self.epochs, 1, 1000)
-        _check_range("clipping_bound", self.clipping_bound, 1e-4, 15)
-        _check_range("step_ratio", self.step_ratio, 0.25, 16)
-        _check_range("maximum_weight", self.maximum_weight, 1, 1 << 16)
-        _check_range("holdout_fraction", self.holdout_fraction, 0, 0.9)
-        _check_range("accumulation", self.accumulation, 1, 1024)
-        _check_range("replay_share", self.replay_share, 0, 0.9)
-        _check_range("early_stopping", self.early_stopping, 0, 1000)
-        _check_range("number of learning_rate_factors", len(self.learning_rate_factors), 0, 256)
-        for name, factor in self.learning_rate_factors.items():
-            _check_range(f"learning_rate_factors of {name!r}", factor, 0, 100)
-
-
 @dataclass(frozen=True)
 class DeviceState:
     """up/{device}/state, retained: birth, last will, and every change of what a device runs."""
@@ -104,15 +48,19 @@ class DeviceState:
     """Number of the newest release that the device holds."""
     labelled_windows: int = 0
     """Labelled windows that the device can train on now."""
+    waits: str = ""
+    """Why the device sends no updates at the moment (see agent/sending.py); empty: it sends them."""
 
     def __post_init__(self) -> None:
         _check_hash("public_key", self.public_key)
         _check_hash("package", self.package, empty=True)
-        _check_range("session", self.session, 0, MAX_COUNT)
-        _check_range("release", self.release, -1, MAX_COUNT)
-        _check_range("labelled_windows", self.labelled_windows, 0, MAX_COUNT)
+        check_range("session", self.session, 0, MAX_COUNT)
+        check_range("release", self.release, -1, MAX_COUNT)
+        check_range("labelled_windows", self.labelled_windows, 0, MAX_COUNT)
         if len(self.agent_version) > 64:
             raise ValueError("agent_version: expected at most 64 characters")
+        if len(self.waits) > 64:
+            raise ValueError("waits: expected at most 64 characters")
 
 
 @dataclass(frozen=True)
@@ -124,9 +72,11 @@ class Announcement:
     name: str
     package: Artifact
     training: TrainingPolicy
+    sending: SendingPolicy = field(default_factory=SendingPolicy)
+    staleness: StalenessPolicy = field(default_factory=StalenessPolicy)
 
     def __post_init__(self) -> None:
-        _check_range("version", self.version, 1, 1 << 40)
+        check_range("version", self.version, 1, 1 << 40)
 
 
 @dataclass(frozen=True)
@@ -138,7 +88,7 @@ class ChunkRequest:
 
     def __post_init__(self) -> None:
         _check_hash("artifact", self.artifact)
-        _check_range("number of indices", len(self.indices), 1, 16)
+        check_range("number of indices", len(self.indices), 1, 16)
 
 
 @dataclass(frozen=True)
@@ -167,7 +117,7 @@ class Round:
     """Unix seconds by the server's clock; for information, the server alone closes a round."""
 
     def __post_init__(self) -> None:
-        _check_range("number", self.number, 1, 1 << 40)
+        check_range("number", self.number, 1, 1 << 40)
         _check_hash("package", self.package)
         _check_hash("base", self.base)
         for device in self.cohort:
@@ -191,12 +141,12 @@ class Update:
     loss_after: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_range("round", self.round, 1, 1 << 40)
+        check_range("round", self.round, 1, 1 << 40)
         if len(self.base) != BASE_BYTES:
             raise ValueError(f"base: expected {BASE_BYTES} bytes, got {len(self.base)}")
-        _check_range("weight", self.weight, 1, 1 << 16)
-        _check_range("loss_before", self.loss_before, 0, 1e6)
-        _check_range("loss_after", self.loss_after, 0, 1e6)
+        check_range("weight", self.weight, 1, 1 << 16)
+        check_range("loss_before", self.loss_before, 0, 1e6)
+        check_range("loss_after", self.loss_after, 0, 1e6)
 
 
 @dataclass(frozen=True)
@@ -240,7 +190,7 @@ class Release:
     """The whole adapter, for devices that lack the base to pull in chunks; None: the body is enough."""
 
     def __post_init__(self) -> None:
-        _check_range("number", self.number, 0, 1 << 40)
+        check_range("number", self.number, 0, 1 << 40)
         _check_hash("package", self.package)
         if len(self.base) not in (0, BASE_BYTES):
             raise ValueError(f"base: expected {BASE_BYTES} bytes or none, got {len(self.base)}")
@@ -275,13 +225,13 @@ class Report:
     def __post_init__(self) -> None:
         if self.choice not in CHOICES:
             raise ValueError(f"choice: expected one of {', '.join(CHOICES)}, got {self.choice!r}")
-        _check_range("release", self.release, 0, MAX_COUNT)
+        check_range("release", self.release, 0, MAX_COUNT)
         for name in ("holdout_windows", "labelled_windows", "unlabelled_windows"):
-            _check_range(name, getattr(self, name), 0, MAX_COUNT)
+            check_range(name, getattr(self, name), 0, MAX_COUNT)
         for name in ("peak_rss_bytes", "bytes_up", "bytes_down", "cpu_seconds"):
-            _check_range(name, getattr(self, name), 0, MAX_COUNT)
-        _check_range("gain", self.gain, -1e3, 1e3)
-        _check_range("personal_gain", self.personal_gain, -1e3, 1e3)
+            check_range(name, getattr(self, name), 0, MAX_COUNT)
+        check_range("gain", self.gain, -1e3, 1e3)
+        check_range("personal_gain", self.personal_gain, -1e3, 1e3)
 
 
 @dataclass(frozen=True)
@@ -292,7 +242,7 @@ class ServerState:
     session: int
 
     def __post_init__(self) -> None:
-        _check_range("session", self.session, 0, MAX_COUNT)
+        check_range("session", self.session, 0, MAX_COUNT)
 
 
 LIMITS: dict[type, int] = {

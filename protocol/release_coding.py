@@ -29,7 +29,7 @@ from protocol.errors import ArtifactError, EncodingError
 from protocol.messages import BASE_BYTES, Release, adapter_bytes
 from protocol.quantisation import FRACTION_BITS, MAX_STEP, round_step, to_float
 
-MIN_STEP_RATIO, MAX_STEP_RATIO = 0.25, 16.0
+MIN_STEP_RATIO, MAX_STEP_RATIO = 1 / 64, 16.0
 MAX_EXPONENT = 27
 """Of a step: then it stays below 2**35 units, which is 32.0."""
 DIFFERENCE_BITS = 40

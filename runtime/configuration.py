@@ -1,18 +1,12 @@
 """Configuration files: TOML into one frozen tree of dataclasses; unknown keys are errors."""
 
-import sys
 from pathlib import Path
 from typing import TypeVar
 
-from protocol import records
+from protocol import records, toml
 from protocol.errors import SchemaError, SignatureError
 from protocol.signing import PublicKey
 from runtime.errors import SetupError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Config = TypeVar("Config")
 
@@ -24,10 +18,10 @@ def load(kind: type[Config], path: Path) -> Config:
         SetupError: no such file, no TOML, unknown keys or values out of range; names file and key.
     """
     try:
-        return records.from_named(kind, tomllib.loads(path.read_text("utf-8")))
+        return records.from_named(kind, toml.loads(path.read_text("utf-8")))
     except OSError as error:
         raise SetupError(f"{path}: {error.strerror}; name another file with --config") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SetupError(f"{path}: not TOML: {error}") from error
     except SchemaError as error:
         raise SetupError(f"{path}: {error}") from error

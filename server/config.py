@@ -3,12 +3,13 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from protocol.messages import TrainingPolicy
+from protocol.charter import SendingPolicy, StalenessPolicy, TrainingPolicy
 from protocol.release_coding import MAX_STEP_RATIO, MIN_STEP_RATIO
 from protocol.topics import check_name
 from runtime import configuration
 from runtime.link import BrokerConfig
 from server.aggregation import MAX_TOTAL_WEIGHT
+from server.retention import RetentionPolicy
 from server.round import RoundPolicy
 
 ENROLMENT = ("closed", "open")
@@ -32,6 +33,9 @@ class ServerConfig:
     broker: BrokerConfig = field(default_factory=BrokerConfig)
     round: RoundPolicy = field(default_factory=RoundPolicy)
     training: TrainingPolicy = field(default_factory=TrainingPolicy)
+    sending: SendingPolicy = field(default_factory=SendingPolicy)
+    staleness: StalenessPolicy = field(default_factory=StalenessPolicy)
+    retention: RetentionPolicy = field(default_factory=RetentionPolicy)
     maximum_update_bytes: int = 4 * 1024 * 1024
     release_step_ratio: float = 1.5
     """Quantisation step of a release in root mean squares of its difference to the one before: larger means
@@ -50,11 +54,12 @@ class ServerConfig:
             )
         for key in self.publishers:
             configuration.check_public_key("publishers", key)
-        heaviest = self.round.maximum_devices * self.training.maximum_weight
+        # A round counts at most one late update of each device of each round before that is not too old.
+        heaviest = self.round.maximum_devices * self.training.maximum_weight * (1 + self.staleness.maximum)
         if heaviest > MAX_TOTAL_WEIGHT:
             raise ValueError(
-                f"round.maximum_devices x training.maximum_weight: expected at most {MAX_TOTAL_WEIGHT}, "
-                f"got {heaviest}"
+                "round.maximum_devices x training.maximum_weight x (1 + staleness.maximum): "
+                f"expected at most {MAX_TOTAL_WEIGHT}, got {heaviest}"
             )
 
 

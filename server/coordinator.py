@@ -9,8 +9,8 @@ import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from protocol import records
 from protocol import topics as topic_names
 from protocol.artifacts import describe
 from protocol.errors import ArtifactError, EncodingError, ProtocolError, SignatureError
@@ -21,7 +21,7 @@ from protocol.messages import (
     Receipt,
     Report,
     ServerState,
-    TrainingPolicy,
+    Update,
     peek,
     seal,
     unseal,
@@ -30,13 +30,16 @@ from protocol.package import Manifest, ModelPackage, unpack
 from protocol.signing import PrivateKey, PublicKey
 from server import round as rounds
 from server.config import ServerConfig
-from server.counting import Counting
 from server.errors import ServerError
-from server.intake import Accepted, OpenRound, Rejected, examine, open_update
+from server.intake import Accepted, Lateness, Rejected, RoundTerms, examine, open_update
+from server.journal import sum_journal, terms_of
 from server.offers import Offers
 from server.publications import release_message, round_message
-from server.replay import examine_journal
-from server.store import PackageRecord, ReleaseRecord, RoundRecord, Store
+from server.retention import PRUNE_SECONDS
+from server.store import JournalledUpdate, PackageRecord, ReleaseRecord, RoundRecord, Store
+
+if TYPE_CHECKING:
+    from server.counting import Counting
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +76,8 @@ class Coordinator:
         self._release: ReleaseRecord | None = None
         self._state: rounds.State = rounds.Waiting(1)
         self._counting: Counting | None = None
+        self._waiting = {row["id"] for row in store.devices() if row["waits"]}
+        self._pruned_at = 0.0
         self._load()
 
     @property
@@ -118,10 +123,12 @@ class Coordinator:
         self._look_for_package()
         if self._package is None:
             return
-        ready, expected = (
-            self._candidates() if self._counting is None else (frozenset[str](), frozenset[str]())
+        self._prune()
+        nobody: frozenset[str] = frozenset()
+        ready, expected = (nobody, nobody) if self._counting else self._candidates()
+        self._state, actions = rounds.tick(
+            self._state, self._config.round, self._now(), ready, expected, excused=frozenset(self._waiting)
         )
-        self._state, actions = rounds.tick(self._state, self._config.round, self._now(), ready, expected)
         self._perform(actions)
 
     # Messages
@@ -144,6 +151,7 @@ class Coordinator:
                 device, state.release, self._release.number,
             )  # fmt: skip
         self._store.set_device_state(device, state, self._now())
+        (self._waiting.add if state.waits else self._waiting.discard)(device)
 
     def _update(self, device: str, key: PublicKey, payload: bytes) -> None:
         update = open_update(payload, key, self._topics, device, self._config.maximum_update_bytes)
@@ -152,39 +160,64 @@ class Coordinator:
             self._receipt(device, Receipt(sha256, update.round, "duplicate"))
             return
         self._look_for_package()  # a push ends the open round at once
-        if self._package is None:
-            raise EncodingError("there is no package, so no round is open")
-        decision = examine(
-            update,
-            device,
-            self._counting.current if self._counting else None,
-            federation=self._config.federation,
-            manifest=self._package.manifest,
-            policy=self._counting.policy if self._counting else self._config.training,
-        )
-        if isinstance(decision, Accepted) and self._counting and not self._counting.has_room(decision):
-            decision = Rejected("refused", "the round has all the weight that it can sum")
+        decision = self._examine(device, update)
         if isinstance(decision, Rejected):
             log.warning("device=%s round=%d %s: %s", device, update.round, decision.verdict, decision.reason)
             if decision.verdict == "refused":
                 self._store.add_refusal(device, decision.reason, self._now())
             self._receipt(device, Receipt(sha256, update.round, decision.verdict, decision.reason))
             return
-        kept = self._store.journal_update(device, update.round, sha256, payload, key=key, now=self._now())
+        kept = self._store.journal_update(
+            JournalledUpdate(device, payload, key, update.round),
+            sha256,
+            counted_in=self._counts_in(),
+            now=self._now(),
+        )
         if kept != sha256:
             reason = f"another update of this round is counted: {kept.hex()[:16]}"
             self._receipt(device, Receipt(sha256, update.round, "refused", reason))
             return
-        self._receipt(device, Receipt(sha256, update.round, "counted"))
-        self._count(device, decision)
+        self._receipt(device, Receipt(sha256, update.round, "counted", _lateness_text(decision)))
+        self._count(device, update.round, decision)
 
-    def _count(self, device: str, accepted: Accepted) -> None:
-        if self._counting is None or not isinstance(self._state, rounds.Open):
-            raise ServerError("an update was accepted while no round is open")
+    def _examine(self, device: str, update: Update) -> Accepted | Rejected:
+        if self._package is None or self._package_record is None:
+            raise EncodingError("there is no package, so no round is open")
+        counting = self._counting
+        if update.round >= self._counts_in() and counting is None:
+            return Rejected("refused", f"round {update.round} is not open yet")
+        if counting and update.round >= counting.terms.number:
+            terms: RoundTerms | None = counting.terms
+        else:
+            terms = terms_of(self._store, update.round, self._package_record.version)
+        decision = examine(
+            update,
+            device,
+            terms,
+            counting.lateness if counting else Lateness(self._newest().number, self._config.staleness),
+            federation=self._config.federation,
+            manifest=self._package.manifest,
+        )
+        if isinstance(decision, Accepted) and counting and not counting.has_room(decision):
+            return Rejected("refused", "the round has all the weight that it can sum")
+        return decision
+
+    def _counts_in(self) -> int:
+        """The round that counts what comes now: the open one, or the next."""
+        return self._state.number if isinstance(self._state, rounds.Open) else self._state.next_number
+
+    def _count(self, device: str, number: int, accepted: Accepted) -> None:
+        late = accepted.staleness > 0
+        log.info(
+            "counted device=%s round=%d weight=%d%s",
+            device, number, accepted.weight, f" in round={self._counts_in()}" if late else "",
+        )  # fmt: skip
+        if self._counting is None:
+            return  # the next round takes it from the journal
         self._counting.add(accepted)
-        log.info("counted device=%s round=%d weight=%d", device, self._state.number, accepted.weight)
-        self._state, actions = rounds.count(self._state, self._config.round, self._now(), device)
-        self._perform(actions)
+        if not late and isinstance(self._state, rounds.Open):
+            self._state, actions = rounds.count(self._state, self._config.round, self._now(), device)
+            self._perform(actions)
 
     def _chunks(self, device: str, request: ChunkRequest) -> None:
         try:
@@ -207,6 +240,8 @@ class Coordinator:
         """(devices that could take part now, others worth waiting for)."""
         ready, expected = set(), set()
         for device in self._store.devices():
+            if device["waits"]:
+                continue
             if device["online"] and device["release"] == self._newest().number and device["labelled_windows"]:
                 ready.add(device["id"])
             elif device["last_seen"] is None or (
@@ -214,6 +249,17 @@ class Coordinator:
             ):
                 expected.add(device["id"])
         return frozenset(ready), frozenset(expected)
+
+    def _prune(self) -> None:
+        now = self._now()
+        if not self._pruned_at or now >= self._pruned_at + PRUNE_SECONDS:
+            self._pruned_at = now
+            forgotten = self._store.prune(self._config.retention, self._config.staleness.maximum, now)
+            if forgotten:
+                log.info(
+                    "forgot what is old: %d updates, %d releases, %d reports",
+                    forgotten.updates, forgotten.releases, forgotten.reports,
+                )  # fmt: skip
 
     def _perform(self, actions: list[rounds.Action]) -> None:
         for action in actions:
@@ -229,35 +275,28 @@ class Coordinator:
     def _open_round(self, action: rounds.OpenRound) -> None:
         if self._package is None or self._package_record is None:
             raise ServerError("a round cannot open without a package")
-        self._store.open_round(
-            RoundRecord(
-                action.number,
-                self._package_record.version,
-                self._newest().number,
-                action.cohort,
-                self._now(),
-                action.deadline,
-                training=asdict(self._config.training),
-                release_step_ratio=self._config.release_step_ratio,
-            )
-        )
-        self._start_counting(
+        record = RoundRecord(
             action.number,
-            frozenset(action.cohort),
-            self._config.training,
-            self._config.release_step_ratio,
+            self._package_record.version,
+            self._newest().number,
+            action.cohort,
+            self._now(),
+            action.deadline,
+            training=asdict(self._config.training),
+            release_step_ratio=self._config.release_step_ratio,
+            staleness=asdict(self._config.staleness),
         )
+        self._store.open_round(record)
+        self._sum_journal(record, self._package.manifest)  # late updates came while no round was open
         log.info("opened round=%d with %d devices", action.number, len(action.cohort))
         self._publish_round()
 
-    def _start_counting(
-        self, number: int, cohort: frozenset[str], policy: TrainingPolicy, release_step_ratio: float
-    ) -> Counting:
-        if self._package is None:
-            raise ServerError("a round cannot open without a package")
-        current = OpenRound(number, self._newest().sha256, cohort)
-        self._counting = Counting(current, self._package.manifest, policy, release_step_ratio)
-        return self._counting
+    def _sum_journal(self, record: RoundRecord, manifest: Manifest) -> frozenset[str]:
+        """Begin to count a round; returns who of its cohort is counted already."""
+        self._counting, counted = sum_journal(
+            self._store, record, self._newest(), manifest=manifest, federation=self._config.federation
+        )
+        return counted
 
     def _close_round(self, number: int) -> None:
         if self._counting is None:
@@ -297,7 +336,12 @@ class Coordinator:
                 self._package_record.name, name, ", ".join(segments),
             )  # fmt: skip
         self._announcement = Announcement(
-            self._package_record.version, self._package_record.name, describe(data), self._config.training
+            self._package_record.version,
+            self._package_record.name,
+            describe(data),
+            self._config.training,
+            self._config.sending,
+            self._config.staleness,
         )
         self._offers.offer_package(
             self._announcement.package, self._store.package_path(self._package_record.sha256)
@@ -311,20 +355,10 @@ class Coordinator:
             self._resume(record, done, self._package.manifest)
 
     def _resume(self, record: RoundRecord, done: int, manifest: Manifest) -> None:
-        cohort = frozenset(record.cohort)
-        # The policy under which the round was opened: a changed configuration holds from the next one on.
-        policy = records.from_named(TrainingPolicy, record.training)
-        counting = self._start_counting(record.number, cohort, policy, record.release_step_ratio)
-        counted = set()
-        journal = self._store.journalled_updates(record.number)
-        for device, decision in examine_journal(journal, counting, self._config.federation, manifest):
-            if isinstance(decision, Accepted):
-                counting.add(decision)
-                counted.add(device)
-            else:
-                log.error("the journalled update of device=%s is not counted: %s", device, decision.reason)
-        self._state = rounds.Open(record.number, cohort, frozenset(counted), record.deadline, done)
-        log.info("resumed round=%d with %d of %d updates", record.number, len(counted), len(cohort))
+        # Under the policies that it was opened with: a changed configuration holds from the next round on.
+        counted = self._sum_journal(record, manifest)
+        self._state = rounds.Open(record.number, frozenset(record.cohort), counted, record.deadline, done)
+        log.info("resumed round=%d with %d of %d updates", record.number, len(counted), len(record.cohort))
 
     # Publications
 
@@ -339,7 +373,7 @@ class Coordinator:
 
     def _publish_round(self) -> None:
         if isinstance(self._state, rounds.Open) and self._package and self._counting:
-            message = round_message(self._counting.current, self._package.sha256, self._state.deadline)
+            message = round_message(self._counting.terms, self._package.sha256, self._state.deadline)
             self._send(self._topics.all("round"), message, retain=True)
 
     def _receipt(self, device: str, receipt: Receipt) -> None:
@@ -348,3 +382,11 @@ class Coordinator:
     def _send(self, topic: str, message: object, *, retain: bool = False) -> None:
         if not self._publish(topic, seal(message, self._key, topic), retain):
             log.debug("not connected: %s is sent again later", topic)
+
+
+def _lateness_text(accepted: Accepted) -> str:
+    """What a receipt says of an update that came late."""
+    if not accepted.staleness:
+        return ""
+    releases = "release" if accepted.staleness == 1 else "releases"
+    return f"{accepted.staleness} {releases} late, with weight {accepted.weight}"

@@ -3,12 +3,11 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from protocol.messages import TrainingPolicy
 from protocol.package import Manifest
 from protocol.release_coding import adapter_sha256, add_difference, decode_difference, encode_difference
 from server.aggregation import MAX_TOTAL_WEIGHT, WeightedMean
 from server.evaluation import fleet_default
-from server.intake import Accepted, OpenRound
+from server.intake import Accepted, Lateness, RoundTerms
 from server.ledger_records import ReleaseRecord
 
 
@@ -16,18 +15,18 @@ class Counting:
     """Sums the updates of one round; its memory is one vector, however many come."""
 
     def __init__(
-        self, current: OpenRound, manifest: Manifest, policy: TrainingPolicy, release_step_ratio: float
+        self, terms: RoundTerms, lateness: Lateness, manifest: Manifest, release_step_ratio: float
     ) -> None:
         """Start with nothing.
 
         Args:
-            current: the round.
+            terms: of the round.
+            lateness: how it takes updates of rounds before.
             manifest: of the package, for the adapter's segments.
-            policy: that updates of this round are held to.
             release_step_ratio: quantisation step of the release in root mean squares of its difference.
         """
-        self.current = current
-        self.policy = policy
+        self.terms = terms
+        self.lateness = lateness
         self._segments = list(manifest.slices().values())
         self._release_step_ratio = release_step_ratio
         self._mean = WeightedMean(manifest.parameters)
@@ -73,7 +72,7 @@ class Counting:
         return ReleaseRecord(
             base.number + 1,
             base.package_version,
-            self.current.number,
+            self.terms.number,
             base.sha256,
             adapter_sha256(adapter),
             adapter,

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol import entropy_coding
+from protocol.charter import StalenessPolicy, TrainingPolicy
 from protocol.errors import ProtocolError
-from protocol.messages import BASE_BYTES, TrainingPolicy, Update, unseal
+from protocol.messages import BASE_BYTES, Update, unseal
 from protocol.package import Manifest
 from protocol.quantisation import Quantised, dequantise, dither_seed
 from protocol.signing import PublicKey
@@ -26,8 +27,11 @@ class Accepted:
     vector: NDArray[np.int64]
     """int64 [parameters], units of 2**-30, its norm bounded."""
     weight: int
+    """What it counts for, less than it asks for where it is late."""
     loss_before: float
     loss_after: float
+    staleness: int = 0
+    """Releases since its round."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,29 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class OpenRound:
-    """What updates of the open round must match."""
+class RoundTerms:
+    """What the updates of a round must match; it stays the same when the round is closed."""
 
     number: int
+    release: int
+    """Number of the release that they start from."""
     base: bytes
+    """SHA-256 of its adapter."""
     cohort: frozenset[str]
+    policy: TrainingPolicy
+
+
+@dataclass(frozen=True)
+class Lateness:
+    """How updates of closed rounds are taken now."""
+
+    release: int
+    """Number of the newest release: late updates are added to it."""
+    policy: StalenessPolicy
+
+    def of(self, terms: RoundTerms) -> int:
+        """Releases since a round."""
+        return self.release - terms.release
 
 
 def open_update(envelope: bytes, key: PublicKey, topics: Topics, device: str, limit: int) -> Update:
@@ -59,16 +80,28 @@ def open_update(envelope: bytes, key: PublicKey, topics: Topics, device: str, li
 def examine(
     update: Update,
     device: str,
-    current: OpenRound | None,
+    terms: RoundTerms | None,
+    lateness: Lateness,
     *,
     federation: str,
     manifest: Manifest,
-    policy: TrainingPolicy,
 ) -> Accepted | Rejected:
-    """Decide on an update whose signature was checked."""
-    if current is None or update.round < current.number:
+    """Decide on an update whose signature was checked.
+
+    Args:
+        update: the update.
+        device: who signed it.
+        terms: of the round that it answers; None: nobody knows them any more.
+        lateness: how it is taken if that round is closed.
+        federation: its name.
+        manifest: of the package that the federation runs.
+    """
+    if terms is None:
         return Rejected("late", f"round {update.round} is closed")
-    rejected = _check_fields(update, device, current, policy)
+    staleness = lateness.of(terms)
+    if staleness > lateness.policy.maximum:
+        return Rejected("late", _too_late(update.round, staleness, lateness.policy.maximum))
+    rejected = _check_fields(update, device, terms)
     if rejected:
         return rejected
     try:
@@ -76,24 +109,32 @@ def examine(
         vector = dequantise(
             Quantised(update.steps, symbols),
             manifest.slices().values(),
-            dither_seed(federation, device, update.round, current.base),
+            dither_seed(federation, device, update.round, terms.base),
         )
     except ProtocolError as error:
         return Rejected("refused", str(error))
     # Quantisation adds noise to a vector within the bound: half a step of two root mean squares at most
     # doubles its norm, so the decoded vector is scaled only beyond that.
-    bounded = bound_norm(vector, policy.clipping_bound * (1 + policy.step_ratio / 2))
-    return Accepted(bounded, update.weight, update.loss_before, update.loss_after)
+    bounded = bound_norm(vector, terms.policy.clipping_bound * (1 + terms.policy.step_ratio / 2))
+    weight = lateness.policy.weight(update.weight, staleness)
+    return Accepted(bounded, weight, update.loss_before, update.loss_after, staleness)
 
 
-def _check_fields(update: Update, device: str, current: OpenRound, policy: TrainingPolicy) -> Rejected | None:
-    if update.round > current.number:
-        return Rejected("refused", f"expected round {current.number}, got {update.round}")
-    if device not in current.cohort:
+def _check_fields(update: Update, device: str, terms: RoundTerms) -> Rejected | None:
+    if update.round != terms.number:
+        return Rejected("refused", f"expected round {terms.number}, got {update.round}")
+    if device not in terms.cohort:
         return Rejected("refused", "not in the cohort of this round")
-    expected = current.base[:BASE_BYTES]
+    expected = terms.base[:BASE_BYTES]
     if update.base != expected:
         return Rejected("refused", f"expected base {expected.hex()}, got {update.base.hex()}")
-    if update.weight > policy.maximum_weight:
-        return Rejected("refused", f"expected a weight up to {policy.maximum_weight}, got {update.weight}")
+    heaviest = terms.policy.maximum_weight
+    if update.weight > heaviest:
+        return Rejected("refused", f"expected a weight up to {heaviest}, got {update.weight}")
     return None
+
+
+def _too_late(number: int, staleness: int, maximum: int) -> str:
+    if not maximum:
+        return f"round {number} is closed"
+    return f"round {number} is closed for {staleness} releases; updates count up to {maximum} releases later"

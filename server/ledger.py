@@ -16,6 +16,7 @@ from protocol.signing import PublicKey
 from server import tables
 from server.database import Database, next_number
 from server.ledger_records import (
+    JournalledUpdate,
     PackageRecord,
     ReleaseRecord,
     RoundRecord,
@@ -23,6 +24,7 @@ from server.ledger_records import (
     release_row,
     round_record,
 )
+from server.retention import Pruned, RetentionPolicy, prune
 
 
 class Ledger:
@@ -125,7 +127,7 @@ class Ledger:
         counted = sql.func.count(tables.updates.c.device).label("counted")
         return self._database.all(
             sql.select(tables.rounds, counted)
-            .outerjoin(tables.updates, tables.updates.c.round == tables.rounds.c.number)
+            .outerjoin(tables.updates, tables.updates.c.counted_in == tables.rounds.c.number)
             .group_by(tables.rounds.c.number)
             .order_by(tables.rounds.c.number.desc())
         )
@@ -145,31 +147,34 @@ class Ledger:
         return int(row["done"]) if row else 0
 
     def journal_update(
-        self, device: str, number: int, sha256: bytes, envelope: bytes, *, key: PublicKey, now: float
+        self, update: JournalledUpdate, sha256: bytes, *, counted_in: int, now: float
     ) -> bytes:
-        """Keep an update and whose signature it bears, once per device and round.
+        """Keep an update, once per device and round.
 
-        Returns the hash of the one that is kept.
+        Args:
+            update: the update.
+            sha256: of its envelope.
+            counted_in: number of the round that counts it, open now or the next one to open.
+            now: Unix seconds.
+
+        Returns:
+            Hash of the update that is kept.
         """
         try:
             with self._database.engine.begin() as connection:
                 connection.execute(
                     tables.updates.insert().values(
-                        device=device,
-                        round=number,
+                        device=update.device,
+                        round=update.round,
                         sha256=sha256,
-                        envelope=envelope,
-                        public_key=key.raw,
+                        envelope=update.envelope,
+                        public_key=update.key.raw,
                         received_at=now,
+                        counted_in=counted_in,
                     )
                 )
         except IntegrityError:
-            row = self._database.first(
-                sql.select(tables.updates.c.sha256).where(
-                    tables.updates.c.device == device, tables.updates.c.round == number
-                )
-            )
-            return bytes(row["sha256"]) if row else b""
+            return self.journalled_update(update.device, update.round) or b""
         return sha256
 
     def journalled_update(self, device: str, number: int) -> bytes | None:
@@ -181,13 +186,19 @@ class Ledger:
         )
         return bytes(row["sha256"]) if row else None
 
-    def journalled_updates(self, number: int) -> Iterator[tuple[str, bytes, PublicKey]]:
-        """(device, envelope, key) of each update kept in a round, a few in memory at a time."""
-        columns = (tables.updates.c.device, tables.updates.c.envelope, tables.updates.c.public_key)
-        statement = sql.select(*columns).where(tables.updates.c.round == number)
+    def journalled_updates(self, number: int) -> Iterator[JournalledUpdate]:
+        """Each update that is counted in a round, a few in memory at a time."""
+        columns = (
+            tables.updates.c.device,
+            tables.updates.c.round,
+            tables.updates.c.envelope,
+            tables.updates.c.public_key,
+        )
+        statement = sql.select(*columns).where(tables.updates.c.counted_in == number)
         with self._database.engine.connect() as connection:
             for row in connection.execution_options(yield_per=16).execute(statement):
-                yield row.device, bytes(row.envelope), PublicKey(bytes(row.public_key))
+                key = PublicKey(bytes(row.public_key))
+                yield JournalledUpdate(row.device, bytes(row.envelope), key, row.round)
 
     def close_round(self, number: int, release: ReleaseRecord, now: float) -> bool:
         """End a round and keep its release, both or neither; False: a new package ended the round before."""
@@ -222,3 +233,7 @@ class Ledger:
         large = ("adapter", "steps", "body", "residual")
         columns = [column for column in tables.releases.c if column.name not in large]
         return self._database.all(sql.select(*columns).order_by(tables.releases.c.number.desc()))
+
+    def prune(self, policy: RetentionPolicy, maximum_staleness: int, now: float) -> Pruned:
+        """Forget what is older than the policy says; see retention.py."""
+        return prune(self._database, policy, maximum_staleness, now)

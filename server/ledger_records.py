@@ -3,13 +3,14 @@
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protocol.messages import adapter_bytes
 from protocol.release_coding import Difference
+from protocol.signing import PublicKey
 from server.errors import ServerError
 
 
@@ -61,6 +62,21 @@ class RoundRecord:
     """Fields of the TrainingPolicy that its updates are held to."""
     release_step_ratio: float = 1.5
     """Quantisation step of its release in root mean squares of the difference."""
+    staleness: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the StalenessPolicy that it takes late updates by."""
+    pruned_at: float | None = None
+    """When its updates were forgotten; none of it is accepted from then on."""
+
+
+class JournalledUpdate(NamedTuple):
+    """An update that was accepted."""
+
+    device: str
+    envelope: bytes
+    key: PublicKey
+    """That it was accepted under, whatever became of the device since."""
+    round: int
+    """The round that it answers; it may be counted in a later one."""
 
 
 def release_row(release: ReleaseRecord) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import numpy as np
 
 from protocol.messages import BASE_BYTES, Release, Round
 from protocol.release_coding import encode_keyframe
-from server.intake import OpenRound
+from server.intake import RoundTerms
 from server.ledger_records import ReleaseRecord
 from server.offers import Offers
 
@@ -41,9 +41,9 @@ def release_message(record: ReleaseRecord, package: bytes, offers: Offers) -> Re
     )
 
 
-def round_message(current: OpenRound, package: bytes, deadline: float) -> Round:
+def round_message(terms: RoundTerms, package: bytes, deadline: float) -> Round:
     """The open round of the package with SHA-256 `package`."""
-    return Round(current.number, package, current.base, tuple(sorted(current.cohort)), deadline)
+    return Round(terms.number, package, terms.base, tuple(sorted(terms.cohort)), deadline)
 
 
 def _short(value: float) -> float:

@@ -66,6 +66,7 @@ class Registry:
                     package=state.package,
                     release=state.release,
                     labelled_windows=state.labelled_windows,
+                    waits=_text(state.waits),
                 )
             )
 

@@ -5,21 +5,17 @@ of its round with the keys that they were accepted under, and the policy of that
 the journal can check what the server made of it. Nothing is written here.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from protocol import records
 from protocol.errors import ProtocolError
-from protocol.messages import TrainingPolicy
 from protocol.package import Manifest, ModelPackage, unpack
 from protocol.release_coding import adapter_sha256
-from protocol.signing import PublicKey
-from protocol.topics import Topics
-from server.counting import Counting
 from server.errors import ServerError
-from server.intake import Accepted, OpenRound, Rejected, examine, open_update
+from server.intake import Rejected
+from server.journal import Journal, TermsOf, counting_of, examine_journal, terms_of
 from server.ledger import Ledger
 from server.ledger_records import ReleaseRecord, RoundRecord
 
@@ -45,8 +41,8 @@ class Replay:
     """What differs, or why nothing could be computed."""
 
 
-Journal = Iterable[tuple[str, bytes, PublicKey]]
-"""(device, envelope, key that it was accepted under) of each update of a round, in any order."""
+class _GoneError(ServerError):
+    """What a release was made of is not kept any more."""
 
 
 def replay(store: Ledger, number: int, federation: str) -> Replay:
@@ -63,8 +59,17 @@ def replay(store: Ledger, number: int, federation: str) -> Replay:
         if stored.round is None:
             return replay_initial(stored, package)
         record, base = _origin(store, stored.round)
-        journal = store.journalled_updates(record.number)
-        return replay_round(stored, base, record, journal, manifest=package.manifest, federation=federation)
+        return replay_round(
+            stored,
+            base,
+            record,
+            store.journalled_updates(record.number),
+            lambda number: terms_of(store, number, record.package_version, pruned=True),
+            manifest=package.manifest,
+            federation=federation,
+        )
+    except _GoneError as error:
+        return Replay(number, stored.round, PRUNED, 0, stored.sha256, b"", str(error))
     except (ServerError, ProtocolError) as error:
         return Replay(number, stored.round, DIFFERENT, 0, stored.sha256, b"", str(error))
 
@@ -92,6 +97,7 @@ def replay_round(
     base: ReleaseRecord,
     record: RoundRecord,
     journal: Journal,
+    earlier: TermsOf,
     *,
     manifest: Manifest,
     federation: str,
@@ -102,7 +108,8 @@ def replay_round(
         stored: the release that is kept.
         base: the release that the round started from.
         record: the round, with its policy and step ratio.
-        journal: updates of the round.
+        journal: updates that are counted in the round.
+        earlier: terms of the rounds before, for late updates.
         manifest: of the package.
         federation: its name, which the updates' signatures and dither are bound to.
 
@@ -112,17 +119,17 @@ def replay_round(
     """
     if base.adapter.size != manifest.parameters or np.size(base.residual) not in (1, manifest.parameters):
         raise ServerError(f"release {base.number}: expected {manifest.parameters} parameters")
-    policy = records.from_named(TrainingPolicy, record.training)
-    current = OpenRound(record.number, base.sha256, frozenset(record.cohort))
-    counting = Counting(current, manifest, policy, record.release_step_ratio)
+    counting = counting_of(record, base, manifest)
     differences = _damage(base) + _damage(stored)
     if stored.parent != base.sha256:
         differences.append(f"parent: expected {base.sha256.hex()[:16]}, got {stored.parent.hex()[:16]}")
     rows = 0
-    for device, decision in examine_journal(journal, counting, federation, manifest):
+    for journalled, decision in examine_journal(journal, earlier, counting, federation, manifest):
         rows += 1
+        if isinstance(decision, Rejected) and decision.verdict == "late":
+            continue  # nor was it counted then: its package was superseded while it waited for a round
         if isinstance(decision, Rejected):
-            differences.append(f"update of {device}: {decision.reason}")
+            differences.append(f"update of {journalled.device}: {decision.reason}")
         else:
             counting.add(decision)
     if not rows and stored.updates:
@@ -146,33 +153,6 @@ def replay_round(
     return _verdict(stored, replayed.updates, replayed.sha256, differences)
 
 
-def examine_journal(
-    journal: Journal, counting: Counting, federation: str, manifest: Manifest
-) -> Iterator[tuple[str, Accepted | Rejected]]:
-    """Decide again on each journalled update, with the key that it was accepted under.
-
-    What was counted stays counted, whatever became of the device or its key since. An update that does not
-    bear its key's signature any more is rejected with the reason.
-    """
-    topics = Topics(federation)
-    for device, envelope, key in journal:
-        decision: Accepted | Rejected
-        try:
-            update = open_update(envelope, key, topics, device, len(envelope))
-        except ProtocolError as error:
-            decision = Rejected("refused", str(error))
-        else:
-            decision = examine(
-                update,
-                device,
-                counting.current,
-                federation=federation,
-                manifest=manifest,
-                policy=counting.policy,
-            )
-        yield device, decision
-
-
 def as_row(replayed: Replay) -> dict[str, object]:
     """The columns of a table of replays."""
     return asdict(replayed)
@@ -182,8 +162,10 @@ def _origin(store: Ledger, number: int) -> tuple[RoundRecord, ReleaseRecord]:
     """A round and the release that it started from."""
     record = store.round_record(number)
     base = store.release(record.base_release) if record else None
-    if record is None or base is None:
-        raise ServerError(f"round {number} or the release that it started from is gone")
+    if record is None:
+        raise ServerError(f"round {number} is gone")
+    if base is None:
+        raise _GoneError(f"release {record.base_release}, that it started from, is not kept any more")
     return record, base
 
 

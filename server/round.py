@@ -7,7 +7,8 @@ Rules:
 
 * A round opens when at least `minimum_devices` are ready (online, holding the newest release and labels) and
   every other expected device is ready too, or `gather_seconds` have passed since the minimum was reached.
-* It closes as soon as every device of the cohort is counted; at the deadline a quorum is enough.
+* It closes as soon as every device of the cohort is counted that did not say that it
+  sends nothing at the moment; at the deadline a quorum is enough.
 * A deadline without quorum moves on by `deadline_seconds`: no update that was counted is thrown away.
 * A device that dies changes nothing but the wait: its update is missing, the others' stay.
 
@@ -109,7 +110,13 @@ Action = OpenRound | ExtendRound | CloseRound
 
 
 def tick(
-    state: State, policy: RoundPolicy, now: float, ready: frozenset[str], expected: frozenset[str]
+    state: State,
+    policy: RoundPolicy,
+    now: float,
+    ready: frozenset[str],
+    expected: frozenset[str],
+    *,
+    excused: frozenset[str] = frozenset(),
 ) -> tuple[State, list[Action]]:
     """Let time pass.
 
@@ -119,9 +126,10 @@ def tick(
         now: seconds, never going back.
         ready: devices that could take part now.
         expected: devices that are not ready but worth waiting for.
+        excused: devices that send nothing at the moment: an open round does not wait for them.
     """
     if isinstance(state, Open):
-        return _tick_open(state, policy, now)
+        return _tick_open(state, policy, now, excused)
     if policy.rounds and state.rounds_done >= policy.rounds:
         return state, []
     if len(ready) < policy.minimum_devices:
@@ -144,8 +152,10 @@ def count(state: Open, policy: RoundPolicy, now: float, device: str) -> tuple[St
     return state, []
 
 
-def _tick_open(state: Open, policy: RoundPolicy, now: float) -> tuple[State, list[Action]]:
-    if state.counted >= state.cohort:
+def _tick_open(
+    state: Open, policy: RoundPolicy, now: float, excused: frozenset[str]
+) -> tuple[State, list[Action]]:
+    if state.counted and state.counted >= state.cohort - excused:
         return _close(state, policy, now)
     if now < state.deadline:
         return state, []

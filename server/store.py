@@ -9,7 +9,7 @@ from pathlib import Path
 
 from server.database import Database
 from server.ledger import Ledger
-from server.ledger_records import PackageRecord, ReleaseRecord, RoundRecord
+from server.ledger_records import JournalledUpdate, PackageRecord, ReleaseRecord, RoundRecord
 from server.registry import Registry
 
 
@@ -39,4 +39,4 @@ class Store(Ledger, Registry):
         self._database.close()
 
 
-__all__ = ["PackageRecord", "ReleaseRecord", "RoundRecord", "Store"]
+__all__ = ["JournalledUpdate", "PackageRecord", "ReleaseRecord", "RoundRecord", "Store"]

@@ -15,7 +15,7 @@ from sqlalchemy import (
     Table,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 metadata = MetaData()
 
 settings = Table(
@@ -45,6 +45,7 @@ devices = Table(
     Column("package", LargeBinary(32), nullable=False, default=b""),
     Column("release", BigInteger, nullable=False, default=-1),
     Column("labelled_windows", BigInteger, nullable=False, default=0),
+    Column("waits", String(64), nullable=False, default="", server_default=""),
 )
 rounds = Table(
     "rounds",
@@ -57,8 +58,10 @@ rounds = Table(
     Column("deadline", Float, nullable=False),
     Column("training", JSON, nullable=False),
     Column("release_step_ratio", Float, nullable=False),
+    Column("staleness", JSON, nullable=False),
     Column("closed_at", Float),
     Column("outcome", String(32)),
+    Column("pruned_at", Float),
 )
 updates = Table(
     "updates",
@@ -69,7 +72,8 @@ updates = Table(
     Column("envelope", LargeBinary, nullable=False),
     Column("public_key", LargeBinary(32), nullable=False),
     Column("received_at", Float, nullable=False),
-    Index("updates_of_round", "round"),
+    Column("counted_in", BigInteger, nullable=False),
+    Index("updates_counted_in", "counted_in"),
 )
 releases = Table(
     "releases",

@@ -13,8 +13,9 @@ from typing import Any
 
 from rich.console import Console
 
+from protocol import toml
+from protocol.charter import TrainingPolicy
 from protocol.errors import ProtocolError
-from protocol.messages import TrainingPolicy
 from server.errors import ServerError
 from simulation import importers, runner, vibration
 from simulation.errors import SimulationError
@@ -66,6 +67,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--seed", type=int, default=0, help="of data, labels and training (default: 0)")
         command.add_argument("--epochs", type=_positive, help="local epochs per round")
         command.add_argument("--learning-rate", type=float, help="of local training")
+        command.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="an entry of the server's configuration, e.g. training.step_ratio=2 (may be repeated)",
+        )
         command.add_argument(
             "--directory", type=Path, default=Path("runs"), help="for all files (default: runs)"
         )
@@ -127,6 +135,7 @@ def _experiment(options: argparse.Namespace, data: Path, package: Path, console:
         labels_per_class=options.labels_per_class,
         seed=options.seed,
         training=replace(TrainingPolicy(), **changes),
+        server=_entries(options.set),
     )
     report_file = options.report or options.directory / "report.json"
     plot_file = options.plot or report_file.with_suffix(".png")
@@ -141,6 +150,20 @@ def _experiment(options: argparse.Namespace, data: Path, package: Path, console:
     )
     console.print(f"report: {report_file}   plot: {plot_file}", highlight=False)
     print(json.dumps(summary))
+
+
+def _entries(texts: Sequence[str]) -> dict[str, Any]:
+    """Read KEY=VALUE as lines of one TOML document.
+
+    Raises:
+        SimulationError: they are not TOML.
+    """
+    try:
+        return toml.loads("\n".join(texts))
+    except toml.TOMLDecodeError as error:
+        raise SimulationError(
+            f"--set: expected KEY=VALUE as in server.toml, e.g. training.step_ratio=2: {error}"
+        ) from None
 
 
 def _labels(text: str) -> int | None:

@@ -14,14 +14,16 @@ others go on.
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from agent.config import KEY_FILE
+from protocol.charter import TrainingPolicy
 from protocol.fleet import Device, FleetDescription
-from protocol.messages import TrainingPolicy
 from runtime.keys import load_or_make
 from server import daemon as server_daemon
 from simulation.allotment import Budget, allot
@@ -41,6 +43,8 @@ class Settings:
     """Labelled windows per class and device; None: all."""
     seed: int = 0
     training: TrainingPolicy = field(default_factory=TrainingPolicy)
+    server: Mapping[str, Any] = field(default_factory=dict)
+    """More of the server's configuration, as in server.toml; it comes before the fields here."""
     deadline_seconds: float = 300.0
     gather_seconds: float = 120.0
     threads: int = 1
@@ -134,21 +138,21 @@ def write_configurations(experiment: Experiment, port: int, mqtt_version: str) -
     server_key = load_or_make(experiment.server_directory / "data" / server_daemon.KEY_FILE)
     broker = {"host": "127.0.0.1", "port": port, "mqtt_version": mqtt_version}
     count = len(experiment.participants)
-    (experiment.server_directory / SERVER_CONFIG).write_text(
-        _toml(
-            {"federation": experiment.federation, "data_directory": "data", "enrolment": "closed"},
-            broker=broker,
-            round={
-                "minimum_devices": min(2, count),
-                "maximum_devices": max(1000, count),
-                "deadline_seconds": settings.deadline_seconds,
-                "gather_seconds": settings.gather_seconds,
-                "rounds": settings.rounds,
-            },
-            training=asdict(settings.training),
-        ),
-        "utf-8",
-    )
+    server: dict[str, Any] = {
+        "federation": experiment.federation,
+        "data_directory": "data",
+        "enrolment": "closed",
+        "broker": broker,
+        "round": {
+            "minimum_devices": min(2, count),
+            "maximum_devices": max(1000, count),
+            "deadline_seconds": settings.deadline_seconds,
+            "gather_seconds": settings.gather_seconds,
+            "rounds": settings.rounds,
+        },
+        "training": asdict(settings.training),
+    }
+    (experiment.server_directory / SERVER_CONFIG).write_text(_toml(_merged(server, settings.server)), "utf-8")
     for participant in experiment.participants:
         load_or_make(participant.state / KEY_FILE)
         participant.config.write_text(
@@ -159,18 +163,36 @@ def write_configurations(experiment: Experiment, port: int, mqtt_version: str) -
                     "server_key": server_key.public.raw.hex(),
                     "state_directory": "state",
                     "seed": settings.seed,
-                },
-                source={"directory": "spool"},
-                broker=broker,
-                limits={"threads": settings.threads},
+                    "source": {"directory": "spool"},
+                    "broker": broker,
+                    "limits": {"threads": settings.threads},
+                }
             ),
             "utf-8",
         )
 
 
-def _toml(top: dict[str, object], **tables: dict[str, object]) -> str:
-    """Write numbers, texts and booleans, which JSON and TOML spell alike."""
-    lines = [f"{name} = {json.dumps(value)}" for name, value in top.items()]
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay tables over tables; what is not a table is replaced."""
+    merged = dict(base)
+    for name, value in changes.items():
+        below = merged.get(name)
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        merged[name] = _merged(below, value) if both and below else value
+    return merged
+
+
+def _toml(content: Mapping[str, Any]) -> str:
+    """Write numbers, texts, booleans and lists, which JSON and TOML spell alike, then the tables."""
+    tables = {name: value for name, value in content.items() if isinstance(value, Mapping)}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in content.items() if name not in tables]
     for table, values in tables.items():
-        lines += ["", f"[{table}]", *(f"{name} = {json.dumps(value)}" for name, value in values.items())]
+        lines += ["", f"[{table}]"]
+        lines += [f"{name} = {_value(value)}" for name, value in values.items()]
     return "\n".join(lines) + "\n"
+
+
+def _value(value: object) -> str:
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{json.dumps(name)} = {_value(item)}' for name, item in value.items())} }}"
+    return json.dumps(value)

@@ -15,7 +15,7 @@ from agent.config import STORE_FILE, AgentConfig, LimitsConfig, SourceConfig
 from agent.device import DeviceAgent, MakeEngine, configured_engine
 from agent.resources import Resources
 from agent.store import Store as AgentStore
-from protocol.messages import TrainingPolicy
+from protocol.charter import TrainingPolicy
 from protocol.package import unpack
 from protocol.signing import PrivateKey
 from server.config import ServerConfig

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from protocol.messages import Update, peek
 from protocol.topics import Topics
 from server.store import Store
 from simulation.evaluation import DeviceResult, means
@@ -30,17 +31,18 @@ def summarise(
     """
     newest = store.newest_release()
     accuracy = means(results)
-    sizes = _update_bytes(experiment, store)
-    per_update = float(np.mean(sizes)) if sizes else 0.0
+    messages, bodies = _update_bytes(experiment, store)
     return {
         "devices": len(results),
         "rounds": sum(1 for row in store.rounds() if row["outcome"] == "released"),
         "accuracy_backbone": round(accuracy["backbone"], 4),
         "accuracy_local": round(accuracy["local"], 4),
         "accuracy_fleet": round(accuracy["fleet"], 4),
+        "accuracy_release": round(accuracy["release"], 4),
         "devices_worse": sum(result.worse for result in results),
-        "bytes_up_per_update": round(per_update, 1),
-        "bits_per_parameter": round(8 * per_update / parameters, 3),
+        "bytes_up_per_update": round(messages, 1),
+        "bits_per_parameter": round(8 * messages / parameters, 3),
+        "body_bits_per_parameter": round(8 * bodies / parameters, 3),
         "seconds": round(seconds, 1),
         "release_sha256": newest.sha256.hex() if newest else "",
     }
@@ -166,11 +168,12 @@ def plot(path: Path, experiment: Experiment, store: Store, results: list[DeviceR
     plt.close(figure)
 
 
-def _update_bytes(experiment: Experiment, store: Store) -> list[int]:
-    """Bytes on the wire of every counted update: its topic and its envelope."""
+def _update_bytes(experiment: Experiment, store: Store) -> tuple[float, float]:
+    """Mean bytes of the counted updates: on the wire with topic and envelope, and of the coded body alone."""
     topics = Topics(experiment.federation)
-    return [
-        len(topics.up(device, "update")) + len(envelope)
-        for row in store.rounds()
-        for device, envelope, _ in store.journalled_updates(row["number"])
-    ]
+    messages, bodies = [], []
+    for row in store.rounds():
+        for device, envelope, *_ in store.journalled_updates(row["number"]):
+            messages.append(len(topics.up(device, "update")) + len(envelope))
+            bodies.append(len(peek(Update, envelope).body))
+    return (float(np.mean(messages)), float(np.mean(bodies))) if messages else (0.0, 0.0)

@@ -14,8 +14,9 @@ from agent import gate, participant
 from agent.config import load as load_agent
 from agent.store import Store
 from protocol import entropy_coding, records
+from protocol.charter import TrainingPolicy
 from protocol.errors import ArtifactError, EncodingError, ProtocolError, SchemaError
-from protocol.messages import ChunkRequest, DeviceState, Report, TrainingPolicy, Update, seal
+from protocol.messages import ChunkRequest, DeviceState, Report, Update, seal
 from protocol.package import ADAPTER, Segment, read_adapter, unpack
 from protocol.quantisation import Quantised, dequantise, dither_seed, quantise, to_float
 from protocol.signing import sign, verify

@@ -11,9 +11,9 @@ import sqlalchemy as sql
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 
-from server.migrations import version_2
+from server.migrations import version_2, version_3
 
-STEPS: Mapping[int, Callable[[Operations], None]] = {2: version_2.upgrade}
+STEPS: Mapping[int, Callable[[Operations], None]] = {2: version_2.upgrade, 3: version_3.upgrade}
 """By version, what makes it of the version before."""
 
 

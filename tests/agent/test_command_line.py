@@ -10,7 +10,7 @@ from agent.__main__ import main
 from agent.installation import Installation
 from agent.store import Store
 from protocol.artifacts import describe
-from protocol.messages import TrainingPolicy
+from protocol.charter import SendingPolicy, TrainingPolicy
 from tests.builders import PARAMETERS, private_key, tiny_package, two_levels, write_recording
 
 SERVER = private_key(100).public.raw.hex()
@@ -50,7 +50,7 @@ class Owner:
         installation.write_chunk(ARTIFACT, 0, PACKAGE)
         installation.install(ARTIFACT)
         store = Store(state / "agent.sqlite")
-        store.install(3, ARTIFACT.sha256, np.zeros(PARAMETERS, np.float32), TrainingPolicy())
+        store.install(3, ARTIFACT.sha256, np.zeros(PARAMETERS, np.float32), TrainingPolicy(), SendingPolicy())
         return store
 
 

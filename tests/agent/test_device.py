@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from agent.config import AgentConfig, LimitsConfig, SourceConfig
-from agent.device import RESEND_SECONDS, DeviceAgent
+from agent.device import DeviceAgent
+from agent.outbox import RESEND_SECONDS
 from agent.resources import READ_SECONDS, Resources
 from agent.store import Store
 from agent.work import CHECKPOINT_SECONDS
 from protocol import entropy_coding
 from protocol.artifacts import describe
+from protocol.charter import TrainingPolicy
 from protocol.messages import (
     BASE_BYTES,
     Announcement,
@@ -27,7 +29,6 @@ from protocol.messages import (
     Release,
     Report,
     Round,
-    TrainingPolicy,
     Update,
     adapter_bytes,
     seal,

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from agent.optimizers import SGD, AdamW, Optimizer, make
-from protocol.messages import TrainingPolicy
+from protocol.charter import TrainingPolicy
 
 START = np.array([1.0, -2.0, 0.5, 3.0], np.float32)
 CURVATURE = np.array([1.0, 2.0, 0.5, 4.0], np.float32)

@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from agent import participant
 from agent.participant import AdoptRelease, AnswerRound, ClearOutbox, FetchPackage, State
 from protocol.artifacts import Artifact
-from protocol.messages import Announcement, Receipt, Release, Round, TrainingPolicy
+from protocol.charter import TrainingPolicy
+from protocol.messages import Announcement, Receipt, Release, Round
 
 DEVICE = "pump-1"
 

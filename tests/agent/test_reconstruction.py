@@ -14,8 +14,9 @@ from agent.download import TIMEOUT_SECONDS
 from agent.reconstruction import Reconstruction
 from agent.store import Store
 from protocol.artifacts import describe
+from protocol.charter import SendingPolicy, TrainingPolicy
 from protocol.errors import ArtifactError
-from protocol.messages import BASE_BYTES, Chunk, Release, TrainingPolicy
+from protocol.messages import BASE_BYTES, Chunk, Release
 from protocol.package import Manifest
 from protocol.release_coding import (
     adapter_sha256,
@@ -74,7 +75,7 @@ class Device:
         self.asked = 0
         folder.mkdir(parents=True, exist_ok=True)
         self.start()
-        self.store.install(1, PACKAGE, HISTORY.adapters[0], TrainingPolicy())
+        self.store.install(1, PACKAGE, HISTORY.adapters[0], TrainingPolicy(), SendingPolicy())
 
     def start(self) -> None:
         self.store = Store(self.folder / "agent.sqlite")
@@ -176,7 +177,7 @@ def test_a_package_whose_release_is_newer_ends_a_keyframe_on_its_way(device: Dev
     device.adapter(HISTORY.releases[3])
     device.pull(most=2)
     adapter = np.ones(WIDE_PARAMETERS, np.float32)
-    device.store.install(2, b"q" * 32, adapter, TrainingPolicy())
+    device.store.install(2, b"q" * 32, adapter, TrainingPolicy(), SendingPolicy())
     first = Release(4, b"q" * 32, b"", adapter_sha256(adapter), b"")
     found = device.adapter(first)
     assert found is not None

@@ -9,17 +9,17 @@ import pytest
 from agent.errors import AgentError
 from agent.participant import State
 from agent.store import MAX_OUTBOX, OutboxEntry, Store
-from protocol.messages import TrainingPolicy
+from protocol.charter import SendingPolicy, TrainingPolicy
 from tests.builders import PARAMETERS
 
 INITIAL = np.arange(PARAMETERS, dtype=np.float32)
 PACKAGE, BASE = b"p" * 32, b"b" * 32
-POLICY = TrainingPolicy(epochs=3)
+POLICY, SENDING = TrainingPolicy(epochs=3), SendingPolicy(quiet_hours=("22:00-06:00",))
 ADAPTERS = {"global": INITIAL + 1, "local": INITIAL + 2, "personal": INITIAL + 3, "adopted": INITIAL + 3}
 
 
 def fill(store: Store) -> None:
-    store.install(4, PACKAGE, INITIAL, POLICY)
+    store.install(4, PACKAGE, INITIAL, POLICY, SENDING)
     store.adopt(7, BASE, ADAPTERS, "personal", {"windows": "12", "gain": "0.5"})
     store.answer(9, b"s" * 32, b"envelope", 5.0)
 
@@ -74,7 +74,7 @@ def test_a_kill_within_a_step_leaves_nothing_of_it(tmp_path: Path) -> None:
 def test_a_new_package_forgets_adapters_and_base_and_keeps_release_and_outbox() -> None:
     store = Store(":memory:")
     fill(store)
-    store.install(5, b"q" * 32, INITIAL * 2, TrainingPolicy())
+    store.install(5, b"q" * 32, INITIAL * 2, TrainingPolicy(), SendingPolicy())
     assert store.state() == State(version=5, package=b"q" * 32, release=7, base=b"", answered=9)
     assert store.adapter("global") is None
     local = store.adapter("local")
@@ -115,11 +115,13 @@ def test_a_full_outbox_drops_the_oldest() -> None:
     store.close()
 
 
-def test_the_policy_can_change_without_a_new_package() -> None:
+def test_the_charter_can_change_without_a_new_package() -> None:
     store = Store(":memory:")
     fill(store)
-    store.set_policy(TrainingPolicy("sgd"), 5)
+    assert store.sending() == SENDING
+    store.set_charter(5, TrainingPolicy("sgd"), SendingPolicy(bytes_per_day=9))
     assert store.policy().optimizer == "sgd"
+    assert store.sending().bytes_per_day == 9
     assert store.state().version == 5
     store.close()
 
@@ -129,7 +131,7 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     database = sqlite3.connect(path)
     database.execute("PRAGMA user_version = 9")
     database.close()
-    with pytest.raises(AgentError, match=r"agent\.sqlite: expected schema version 1, got 9"):
+    with pytest.raises(AgentError, match=r"agent\.sqlite: expected a schema version up to 2, got 9.*newer"):
         Store(path)
 
 
@@ -140,3 +142,19 @@ def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
         Store(path)
     with pytest.raises(AgentError, match="cannot open the store"):
         Store(tmp_path / "missing" / "agent.sqlite")
+
+
+def test_a_store_of_the_version_before_is_opened_with_all_that_is_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "agent.sqlite"
+    store = Store(path)
+    fill(store)
+    store.close()
+    database = sqlite3.connect(path)  # as version 1 left it
+    database.executescript("DROP TABLE traffic; PRAGMA user_version = 1;")
+    database.close()
+    store = Store(path)
+    assert store.state() == State(version=4, package=PACKAGE, release=7, base=BASE, answered=9)
+    assert [entry.round for entry in store.outbox()] == [9]
+    store.note_traffic(5, 100)
+    assert store.traffic_since(4) == 100
+    store.close()

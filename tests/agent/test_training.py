@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from agent.dataset import Labelled
 from agent.objective import class_weights, losses, mean_loss
 from agent.training import Training, learning_rate_factors, train
-from protocol.messages import TrainingPolicy
+from protocol.charter import TrainingPolicy
 from tests.builders import PARAMETERS, LogisticEngine
 
 ENGINE = LogisticEngine()

@@ -1,15 +1,18 @@
 """From a trained adapter to an update that the server really counts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.update import clip, make_update
-from protocol.messages import Round, TrainingPolicy, Update, unseal
+from agent.update import Contribution, clip, make_update
+from protocol.charter import StalenessPolicy, TrainingPolicy
+from protocol.messages import Round, Update, unseal
 from protocol.quantisation import to_float
 from protocol.topics import Topics
-from server.intake import Accepted, OpenRound, examine, open_update
+from server.intake import Accepted, Lateness, RoundTerms, examine, open_update
 from tests.builders import PARAMETERS, private_key, tiny_manifest, tiny_members
 
 TOPICS, KEY, MANIFEST, POLICY = (
@@ -19,30 +22,27 @@ TOPICS, KEY, MANIFEST, POLICY = (
     TrainingPolicy(),
 )
 CURRENT = Round(3, b"p" * 32, b"b" * 32, ("pump-1", "pump-2"), 0.0)
-OPEN = OpenRound(3, b"b" * 32, frozenset(CURRENT.cohort))
+OPEN = RoundTerms(3, 2, b"b" * 32, frozenset(CURRENT.cohort), POLICY)
+ON_TIME = Lateness(2, StalenessPolicy())
 BASE = np.linspace(-1, 1, PARAMETERS, dtype=np.float32)
 
 
 def envelope(difference: object, device: str = "pump-1", windows: int = 12, loss: float = 0.5) -> bytes:
     trained = BASE + np.asarray(difference, np.float32)
     return make_update(
-        BASE,
-        trained,
         CURRENT,
+        Contribution(trained - BASE, windows, loss, 0.25),
         MANIFEST,
         POLICY,
         topics=TOPICS,
         device=device,
-        windows=windows,
-        loss_before=loss,
-        loss_after=0.25,
         key=KEY,
     )
 
 
 def examined(sealed: bytes, device: str = "pump-1") -> Accepted:
     update = open_update(sealed, KEY.public, TOPICS, device, 4096)
-    decision = examine(update, device, OPEN, federation="pumps", manifest=MANIFEST, policy=POLICY)
+    decision = examine(update, device, OPEN, ON_TIME, federation="pumps", manifest=MANIFEST)
     assert isinstance(decision, Accepted), decision
     return decision
 
@@ -109,21 +109,17 @@ def test_the_mean_of_many_rounds_is_what_was_learned() -> None:
     for number in range(1, 301):
         current = Round(number, CURRENT.package, CURRENT.base, CURRENT.cohort, 0.0)
         sealed = make_update(
-            BASE,
-            (BASE + difference).astype(np.float32),
             current,
+            Contribution(difference.astype(np.float32), 1, 0.0, 0.0),
             MANIFEST,
             POLICY,
             topics=TOPICS,
             device="pump-1",
-            windows=1,
-            loss_before=0.0,
-            loss_after=0.0,
             key=KEY,
         )
         update = unseal(Update, sealed, KEY.public, TOPICS.up("pump-1", "update"))
-        opened = OpenRound(number, CURRENT.base, OPEN.cohort)
-        accepted = examine(update, "pump-1", opened, federation="pumps", manifest=MANIFEST, policy=POLICY)
+        opened = replace(OPEN, number=number)
+        accepted = examine(update, "pump-1", opened, ON_TIME, federation="pumps", manifest=MANIFEST)
         assert isinstance(accepted, Accepted)
         vectors.append(to_float(accepted.vector))
     assert np.abs(np.mean(vectors, axis=0) - difference).max() < 0.2

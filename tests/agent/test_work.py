@@ -15,7 +15,7 @@ from agent.resources import Resources
 from agent.store import Store
 from agent.training import Training
 from agent.work import CHECKPOINT_SECONDS, Job, Work
-from protocol.messages import TrainingPolicy
+from protocol.charter import TrainingPolicy
 from tests.agent.test_training import ENGINE, START, data, random
 from tests.builders import Clock
 

@@ -13,8 +13,8 @@ from benchmarks.peers.flower_app.adapter_training.network import AdaptedNetwork,
 from models.adapters import AdaptedModule
 from models.backbones import Conv1dBackbone, default_adapter
 from models.export import adapt
+from protocol.charter import TrainingPolicy
 from protocol.input_schema import InputSchema, WindowSpec
-from protocol.messages import TrainingPolicy
 
 SCHEMA = InputSchema("timeseries", ("x", "y"), 100.0, ("a", "b", "c"))
 WINDOW = WindowSpec(64, 64)

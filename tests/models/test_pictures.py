@@ -15,8 +15,8 @@ from models.export import adapt, export
 from models.fleet_data import SourceDevices
 from models.image_augmentation import ImageAugmentation
 from models.pretrain import pretrain
+from protocol.charter import TrainingPolicy
 from protocol.input_schema import ONE_PICTURE
-from protocol.messages import TrainingPolicy
 from protocol.package import unpack
 from server.round import RoundPolicy
 from simulation.experiment import Settings, prepare

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from protocol import entropy_coding
+from protocol.charter import TrainingPolicy
 from protocol.messages import (
     BASE_BYTES,
     Announcement,
@@ -15,7 +16,6 @@ from protocol.messages import (
     Receipt,
     Release,
     Round,
-    TrainingPolicy,
     Update,
     seal,
     unseal,

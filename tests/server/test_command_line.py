@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from server.__main__ import main
-from server.store import ReleaseRecord, RoundRecord, Store
+from server.store import JournalledUpdate, ReleaseRecord, RoundRecord, Store
 from tests.builders import PARAMETERS, PUBLISHER, private_key, tiny_package
 
 KEY = private_key(1).public.raw.hex()
@@ -136,7 +136,8 @@ def test_rounds_releases_and_refusals_are_listed(operator: Operator) -> None:
     operator("push", operator.package())
     store = Store(operator.folder / "data")
     store.open_round(RoundRecord(1, 1, 0, ("a", "b"), 5.0, 100.0))
-    store.journal_update("a", 1, b"s" * 32, b"e", key=private_key(1).public, now=6.0)
+    update = JournalledUpdate("a", b"e", private_key(1).public, 1)
+    store.journal_update(update, b"s" * 32, counted_in=1, now=6.0)
     store.close_round(
         1,
         ReleaseRecord(

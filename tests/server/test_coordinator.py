@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from protocol.charter import StalenessPolicy, TrainingPolicy
 from protocol.messages import (
     BASE_BYTES,
     Announcement,
@@ -19,13 +20,14 @@ from protocol.messages import (
     Report,
     Round,
     ServerState,
-    TrainingPolicy,
     seal,
     unseal,
 )
 from protocol.quantisation import to_float
 from protocol.release_coding import adapter_sha256, decode_keyframe, release_adapter
 from server.errors import ServerError
+from server.replay import PRUNED, SAME, replay_all
+from server.retention import RetentionPolicy
 from server.round import RoundPolicy
 from tests.builders import PARAMETERS, private_key
 from tests.server.databases import Database, PostgreSQL
@@ -110,8 +112,117 @@ def test_an_update_after_the_round_is_late(federation: Federation) -> None:
     federation.clock.advance(100.0)
     federation.coordinator.tick()
     assert federation.release().number == 1
+    federation.config = replace(federation.config, staleness=StalenessPolicy(maximum=0))
+    federation.restart()
     [receipt] = federation.deliver(C, update_of(C, current))
     assert (receipt.verdict, receipt.reason) == ("late", "round 1 is closed")
+
+
+def close_without(federation: Federation, missing: str) -> Round:
+    """A round that is closed at its deadline without the update of a device."""
+    current = federation.open_round()
+    for name in NAMES:
+        if name != missing:
+            federation.deliver(name, update_of(name, current))
+    federation.clock.advance(100.0)
+    federation.coordinator.tick()
+    return current
+
+
+def test_a_late_update_is_counted_once_in_the_next_round_with_less_weight(federation: Federation) -> None:
+    first = close_without(federation, C)
+    late = update_of(C, first, level=0.25)
+    [receipt] = federation.deliver(C, late)  # no round is open
+    assert (receipt.verdict, receipt.reason) == ("counted", "1 release late, with weight 7")
+    federation.restart()
+    assert federation.deliver(C, late)[0].verdict == "duplicate"
+    second = federation.open_round()
+    for name in (A, B):
+        federation.deliver(name, update_of(name, second))
+    assert federation.deliver(C, late)[0].verdict == "duplicate"
+    federation.restart()
+    federation.deliver(C, update_of(C, second))
+    release = federation.release()
+    assert (release.number, release.updates, release.weight) == (2, 4, 37)
+    assert {replayed.verdict for replayed in replay_all(federation.store, "pumps")} == {SAME}
+
+
+def test_a_late_update_joins_the_open_round_and_does_not_stand_for_the_new_one(
+    federation: Federation,
+) -> None:
+    first = close_without(federation, C)
+    second = federation.open_round()
+    for name in (A, B):
+        federation.deliver(name, update_of(name, second))
+    assert federation.deliver(C, update_of(C, first))[0].verdict == "counted"
+    assert federation.release().number == 1  # the round waits for the device's update of this round
+    assert federation.deliver(C, update_of(C, second))[0].verdict == "counted"
+    assert (federation.release().updates, federation.release().weight) == (4, 37)
+    assert {replayed.verdict for replayed in replay_all(federation.store, "pumps")} == {SAME}
+
+
+def test_a_late_update_of_a_package_that_was_replaced_is_not_counted(federation: Federation) -> None:
+    first = close_without(federation, C)
+    assert federation.deliver(C, update_of(C, first))[0].verdict == "counted"  # waits for the next round
+    federation.push(initial=1.0)
+    federation.coordinator.tick()
+    second = federation.open_round()
+    for name in NAMES:
+        federation.deliver(name, update_of(name, second))
+    assert (federation.release().updates, federation.release().weight) == (3, 30)
+    assert {replayed.verdict for replayed in replay_all(federation.store, "pumps")} == {SAME}
+
+
+def test_a_round_does_not_wait_for_a_device_that_says_that_it_sends_nothing(federation: Federation) -> None:
+    current = federation.open_round()
+    for name in (A, B):
+        federation.deliver(name, update_of(name, current))
+    federation.coordinator.tick()
+    assert federation.release().number == 0
+    federation.say(C, waits="quiet hours")
+    federation.coordinator.tick()
+    assert (federation.release().number, federation.release().updates) == (1, 2)
+    for name in (A, B):
+        federation.say(name)
+    federation.say(C, waits="quiet hours")
+    federation.coordinator.tick()
+    assert federation.newest(Round, "round").cohort == (A, B)
+
+
+def test_a_round_of_which_everyone_waits_stays_open(federation: Federation) -> None:
+    current = federation.open_round()
+    for name in NAMES:
+        federation.say(name, waits="bytes per day")
+    federation.coordinator.tick()
+    assert federation.release().number == 0
+    assert federation.deliver(A, update_of(A, current))[0].verdict == "counted"
+    federation.coordinator.tick()
+    assert federation.release().updates == 1
+
+
+def test_what_is_old_is_forgotten_and_never_counted_again(federation: Federation) -> None:
+    federation.config = replace(
+        federation.config,
+        retention=RetentionPolicy(journal_days=1, releases=3),
+        staleness=StalenessPolicy(maximum=2),
+    )
+    federation.restart()
+    envelopes = []
+    for _ in range(6):
+        current = federation.open_round()
+        envelopes.append(update_of(A, current))
+        for name in NAMES:
+            federation.deliver(name, update_of(name, current))
+    federation.clock.advance(86_400 + 3600)
+    federation.coordinator.tick()
+    assert [row["counted"] for row in federation.store.rounds()] == [3, 3, 0, 0, 0, 0]  # newest first
+    assert [row["number"] for row in federation.store.releases()] == [6, 5, 4, 3]
+    verdicts = [replayed.verdict for replayed in replay_all(federation.store, "pumps")]
+    assert verdicts == [SAME, SAME, PRUNED, PRUNED]
+    # A policy that takes later updates does not bring back what nobody remembers.
+    federation.config = replace(federation.config, staleness=StalenessPolicy(maximum=20))
+    federation.restart()
+    assert [federation.deliver(A, e)[0].verdict for e in envelopes] == ["late"] * 4 + ["duplicate"] * 2
 
 
 def test_a_device_that_came_later_is_not_in_the_cohort(federation: Federation) -> None:

@@ -11,17 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol import entropy_coding
+from protocol.charter import StalenessPolicy, TrainingPolicy
 from protocol.errors import EncodingError, SignatureError
-from protocol.messages import BASE_BYTES, TrainingPolicy, Update, seal
+from protocol.messages import BASE_BYTES, Update, seal
 from protocol.quantisation import dither_seed, quantise, to_float
 from protocol.topics import Topics
-from server.intake import Accepted, OpenRound, Rejected, examine, open_update
+from server.intake import Accepted, Lateness, Rejected, RoundTerms, examine, open_update
 from tests.builders import PARAMETERS, private_key, tiny_manifest, tiny_members
 
 FEDERATION, DEVICE, NUMBER, BASE = "pumps", "pump-1", 7, b"b" * 32
 TOPICS, KEY, POLICY = Topics(FEDERATION), private_key(1), TrainingPolicy()
 MANIFEST = tiny_manifest(tiny_members())
-CURRENT = OpenRound(NUMBER, BASE, frozenset({DEVICE, "pump-2"}))
+RELEASE = 6
+CURRENT = RoundTerms(NUMBER, RELEASE, BASE, frozenset({DEVICE, "pump-2"}), POLICY)
+ON_TIME = Lateness(RELEASE, StalenessPolicy())
 DIFFERENCE = np.array([0.5, -0.25, 0.0, 1.0, 0.125, -0.125], np.float32)
 
 
@@ -35,8 +38,13 @@ def honest(difference: Any = DIFFERENCE, device: str = DEVICE, **changes: Any) -
     return replace(update, **changes)
 
 
-def decide(update: Update, device: str = DEVICE, current: OpenRound | None = CURRENT) -> Accepted | Rejected:
-    return examine(update, device, current, federation=FEDERATION, manifest=MANIFEST, policy=POLICY)
+def decide(
+    update: Update,
+    device: str = DEVICE,
+    terms: RoundTerms | None = CURRENT,
+    lateness: Lateness = ON_TIME,
+) -> Accepted | Rejected:
+    return examine(update, device, terms, lateness, federation=FEDERATION, manifest=MANIFEST)
 
 
 def test_an_honest_update_is_accepted_within_half_a_step() -> None:
@@ -57,7 +65,7 @@ def test_an_update_without_change_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("change", "verdict", "reason"),
     [
-        ({"round": NUMBER - 1}, "late", "round 6 is closed"),
+        ({"round": NUMBER - 1}, "refused", "expected round 7, got 6"),
         ({"round": NUMBER + 1}, "refused", "expected round 7, got 8"),
         ({"base": b"c" * BASE_BYTES}, "refused", "expected base 6262.*, got 6363"),
         ({"weight": POLICY.maximum_weight + 1}, "refused", "expected a weight up to 4096, got 4097"),
@@ -88,8 +96,33 @@ def test_a_device_outside_the_cohort_is_refused() -> None:
     assert decide(honest(), "pump-9") == Rejected("refused", "not in the cohort of this round")
 
 
-def test_without_an_open_round_every_update_is_late() -> None:
-    assert decide(honest(), current=None) == Rejected("late", "round 7 is closed")
+def test_an_update_of_a_round_that_nobody_knows_is_late() -> None:
+    assert decide(honest(), terms=None) == Rejected("late", "round 7 is closed")
+
+
+@pytest.mark.parametrize(("staleness", "weight"), [(0, 12), (1, 8), (3, 6), (4, 5)])
+def test_a_late_update_weighs_less_with_every_release(staleness: int, weight: int) -> None:
+    """12 / sqrt(1 + staleness), rounded down."""
+    accepted = decide(honest(), lateness=Lateness(RELEASE + staleness, StalenessPolicy()))
+    assert isinstance(accepted, Accepted)
+    assert (accepted.weight, accepted.staleness) == (weight, staleness)
+
+
+def test_a_late_update_counts_with_the_dither_and_bound_of_its_own_round() -> None:
+    on_time, late = decide(honest()), decide(honest(), lateness=Lateness(RELEASE + 2, StalenessPolicy()))
+    assert isinstance(on_time, Accepted)
+    assert isinstance(late, Accepted)
+    np.testing.assert_array_equal(on_time.vector, late.vector)
+
+
+@pytest.mark.parametrize(
+    ("maximum", "reason"), [(4, "closed for 5 releases; .* up to 4 releases"), (0, "round 7 is closed$")]
+)
+def test_an_update_that_is_too_late_is_not_counted(maximum: int, reason: str) -> None:
+    rejected = decide(honest(), lateness=Lateness(RELEASE + 5, StalenessPolicy(maximum)))
+    assert isinstance(rejected, Rejected)
+    assert rejected.verdict == "late"
+    assert re.search(reason, rejected.reason)
 
 
 def test_an_update_longer_than_the_bound_is_scaled_to_it() -> None:
@@ -101,7 +134,7 @@ def test_an_update_longer_than_the_bound_is_scaled_to_it() -> None:
     )
     policy = replace(POLICY, clipping_bound=0.5)
     update = replace(honest(), steps=boastful.steps, body=entropy_coding.encode(boastful.symbols))
-    accepted = examine(update, DEVICE, CURRENT, federation=FEDERATION, manifest=MANIFEST, policy=policy)
+    accepted = decide(update, terms=replace(CURRENT, policy=policy))
     assert isinstance(accepted, Accepted)
     assert 0.9 < np.linalg.norm(to_float(accepted.vector)) <= 1.0001
 

@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from protocol.messages import DeviceState, Report, adapter_bytes
 from protocol.release_coding import Difference
 from server.errors import ServerError
 from server.registry import MAX_REFUSALS
-from server.store import ReleaseRecord, RoundRecord, Store
+from server.store import JournalledUpdate, ReleaseRecord, RoundRecord, Store
 from tests.builders import PARAMETERS, private_key, tiny_package
 from tests.server.databases import Database
 
@@ -23,6 +24,12 @@ PACKAGE = tiny_package(INITIAL.tolist())
 SHA256 = hashlib.sha256(PACKAGE).digest()
 RESIDUAL = np.array([0, -1, 1, 1 << 33, -(1 << 33), 7], np.int64)
 STATE = DeviceState(True, 10, KEY.raw, "0.1", SHA256, 0, 5)
+
+
+def journal(store: Store, device: str, number: int, sha256: bytes, *rest: Any) -> bytes:
+    envelope, now = rest
+    update = JournalledUpdate(device, envelope, KEY, number)
+    return store.journal_update(update, sha256, counted_in=number, now=now)
 
 
 @pytest.fixture
@@ -53,7 +60,7 @@ def test_a_restart_keeps_everything(tmp_path: Path, database: Database) -> None:
     first.set_device_state("a", STATE, 3.0)
     first.open_round(RoundRecord(1, 1, 0, ("a", "b"), 4.0, 100.0, release_step_ratio=1.5))
     first.extend_round(1, 200.0)
-    first.journal_update("a", 1, b"s" * 32, b"envelope", key=KEY, now=5.0)
+    journal(first, "a", 1, b"s" * 32, b"envelope", 5.0)
     first.add_report("a", Report(0, "local", gain=0.5), 6.0)
     first.add_refusal("a", "reason", 7.0)
     first.close()
@@ -71,7 +78,7 @@ def test_a_restart_keeps_everything(tmp_path: Path, database: Database) -> None:
         3.0,
     )
     assert store.open_round_record() == RoundRecord(1, 1, 0, ("a", "b"), 4.0, 200.0, release_step_ratio=1.5)
-    assert list(store.journalled_updates(1)) == [("a", b"envelope", KEY)]
+    assert list(store.journalled_updates(1)) == [("a", b"envelope", KEY, 1)]
     assert store.journalled_update("a", 1) == b"s" * 32
     assert store.reports(0)["a"]["gain"] == 0.5
     assert [refusal["reason"] for refusal in store.refusals()] == ["reason"]
@@ -94,11 +101,11 @@ def test_an_empty_store_has_nothing(store: Store) -> None:
 
 
 def test_the_first_update_of_a_device_in_a_round_is_kept(store: Store) -> None:
-    assert store.journal_update("a", 1, b"1" * 32, b"first", key=KEY, now=1.0) == b"1" * 32
-    assert store.journal_update("a", 1, b"2" * 32, b"second", key=KEY, now=2.0) == b"1" * 32
-    assert store.journal_update("a", 1, b"1" * 32, b"first", key=KEY, now=3.0) == b"1" * 32
-    assert store.journal_update("a", 2, b"2" * 32, b"second", key=KEY, now=4.0) == b"2" * 32
-    assert list(store.journalled_updates(1)) == [("a", b"first", KEY)]
+    assert journal(store, "a", 1, b"1" * 32, b"first", 1.0) == b"1" * 32
+    assert journal(store, "a", 1, b"2" * 32, b"second", 2.0) == b"1" * 32
+    assert journal(store, "a", 1, b"1" * 32, b"first", 3.0) == b"1" * 32
+    assert journal(store, "a", 2, b"2" * 32, b"second", 4.0) == b"2" * 32
+    assert list(store.journalled_updates(1)) == [("a", b"first", KEY, 1)]
 
 
 def test_a_new_package_ends_the_open_round_without_release(store: Store) -> None:
@@ -120,7 +127,7 @@ def test_a_new_package_ends_the_open_round_without_release(store: Store) -> None
 def test_a_round_closes_together_with_its_release(store: Store) -> None:
     push(store)
     store.open_round(RoundRecord(1, 1, 0, ("a", "b"), 2.0, 100.0))
-    store.journal_update("a", 1, b"1" * 32, b"x", key=KEY, now=3.0)
+    journal(store, "a", 1, b"1" * 32, b"x", 3.0)
     store.close_round(1, release(1, 1), 4.0)
     [round_row] = store.rounds()
     assert (round_row["outcome"], round_row["counted"], round_row["cohort"]) == ("released", 1, ["a", "b"])
@@ -215,7 +222,7 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     database.execute("UPDATE settings SET value = '99' WHERE name = 'schema_version'")
     database.commit()
     database.close()
-    with pytest.raises(ServerError, match="schema version 99, this program needs 2"):
+    with pytest.raises(ServerError, match="schema version 99, this program needs 3"):
         Store(tmp_path)
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from agent.download import WINDOW
 from protocol.artifacts import describe
-from protocol.messages import ChunkRequest, Release, TrainingPolicy, Update, unseal
+from protocol.charter import TrainingPolicy
+from protocol.messages import ChunkRequest, Release, Update, unseal
 from protocol.topics import Topics
 from server import offers as server_offers
 from server.round import RoundPolicy

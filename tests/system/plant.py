@@ -20,7 +20,7 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from agent.config import KEY_FILE
-from protocol.messages import TrainingPolicy
+from protocol.charter import TrainingPolicy
 from protocol.signing import PrivateKey
 from protocol.topics import Topics
 from server import daemon as server_daemon

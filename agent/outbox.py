@@ -1,0 +1,168 @@
+"""What a device owes the server: its updates, each until its receipt is here, and when a new one may go.
+
+An update that may not go yet is withheld: once the next release is adopted, it is added to the next update
+(see protocol.charter.SendingPolicy). Training and rounds are not handled here.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+
+import numpy as np
+
+from agent import sending
+from agent.engine import Floats
+from agent.store import Store
+from agent.update import Contribution, make_update
+from protocol.charter import SendingPolicy, TrainingPolicy
+from protocol.messages import Receipt, Round
+from protocol.package import Manifest
+from protocol.signing import PrivateKey
+from protocol.topics import Topics
+
+log = logging.getLogger(__name__)
+
+RESEND_SECONDS = 20.0
+HOUR = 3600
+
+Publish = Callable[[str, bytes, bool], bool]
+
+
+class Outbox:
+    """Updates of one device."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        device: str,
+        topics: Topics,
+        key: PrivateKey,
+        publish: Publish,
+        now: Callable[[], float],
+        traffic: Callable[[], tuple[int, int]],
+        owner: SendingPolicy,
+    ) -> None:
+        """Go on from what the store holds.
+
+        Args:
+            store: keeps the updates.
+            device: its name.
+            topics: of the federation.
+            key: signs them.
+            publish: (topic, payload, retain) -> handed to the broker.
+            now: Unix seconds.
+            traffic: bytes (up, down) since the program started.
+            owner: the owner's policy; the stricter of it and the charter's holds.
+        """
+        self._store = store
+        self._key = key
+        self._topics = topics
+        self._device = device
+        self._publish = publish
+        self._now = now
+        self._traffic = traffic
+        self._owner = owner
+        self._noted = sum(traffic())
+        self._resend_at = 0.0
+        self.waits = ""
+        """Why no update is sent at the moment; empty: they are."""
+        self.look()
+
+    def look(self) -> bool:
+        """Decide anew whether to wait; whether that changed."""
+        policy = self._store.sending().stricter(self._owner)
+        now = self._now()
+        bytes_of_day = 0
+        if policy.bytes_per_day:
+            total = sum(self._traffic())
+            if total != self._noted:
+                self._store.note_traffic(int(now // HOUR), total - self._noted)
+                self._noted = total
+            bytes_of_day = self._store.traffic_since(int(now // HOUR) - 24)
+        situation = sending.Situation(
+            now,
+            bytes_of_day,
+            self._store.number("update_bytes", 0),
+            self._relative_norm() if policy.minimum_relative_norm else np.inf,
+            self._store.number("releases_waited", 0),
+            self._store.outbox_length(),
+        )
+        before, self.waits = self.waits, sending.reason_to_wait(policy, situation)
+        if self.waits != before:
+            log.info("updates wait: %s", self.waits) if self.waits else log.info("updates are sent again")
+        return self.waits != before
+
+    def withheld(self) -> Floats | None:
+        """What the next update has to carry on once the release that is held is left; None: nothing changes.
+
+        Called before the next release is adopted.
+        """
+        state = self._store.state()
+        if not self.waits or self._store.number("sent_release", -1) == state.release or not state.base:
+            return None
+        difference = self.difference()
+        if difference is None:
+            return None
+        carry_over = np.float32(self._store.sending().stricter(self._owner).carry_over)
+        return np.asarray(carry_over * difference, np.float32)
+
+    def difference(self, trained: Floats | None = None) -> Floats | None:
+        """What an update would say now, float32 [parameters]; None: there is nothing yet.
+
+        Args:
+            trained: from the release that is held; by default the adapter that is kept.
+        """
+        base = self._store.adapter("global")
+        trained = self._store.adapter("personal") if trained is None else trained
+        if base is None or trained is None:
+            return None
+        withheld = self._store.adapter("withheld")
+        return trained - base if withheld is None else trained - base + withheld
+
+    def send(
+        self, current: Round, contribution: Contribution, manifest: Manifest, policy: TrainingPolicy
+    ) -> None:
+        """Commit the update of a round, and send it."""
+        envelope = make_update(
+            current,
+            contribution,
+            manifest,
+            policy,
+            topics=self._topics,
+            device=self._device,
+            key=self._key,
+        )
+        sha256 = hashlib.sha256(envelope).digest()
+        dropped = self._store.answer(current.number, sha256, envelope, self._now())
+        if dropped:
+            log.warning("the outbox is full: %d of the oldest updates were dropped", dropped)
+        log.info("round=%d update=%d bytes", current.number, len(envelope))
+        self._send(envelope)
+
+    def resend(self) -> None:
+        """Send everything again that has no receipt."""
+        self._resend_at = self._now() + RESEND_SECONDS
+        for entry in self._store.outbox():
+            self._send(entry.envelope)
+
+    def tick(self) -> None:
+        """Send again what has had no receipt for a while."""
+        if self._now() >= self._resend_at:
+            self.resend()
+
+    def clear(self, receipt: Receipt) -> None:
+        """Drop the update that a receipt names."""
+        if self._store.clear(receipt.update):
+            level = logging.INFO if receipt.verdict in ("counted", "duplicate") else logging.WARNING
+            reason = f": {receipt.reason}" if receipt.reason else ""
+            log.log(level, "round=%d update %s%s", receipt.round, receipt.verdict, reason)
+
+    def _send(self, envelope: bytes) -> None:
+        self._publish(self._topics.up(self._device, "update"), envelope, False)
+
+    def _relative_norm(self) -> float:
+        difference, base = self.difference(), self._store.adapter("global")
+        if difference is None or base is None:
+            return np.inf
+        return sending.relative_norm(difference, base)
