@@ -158,11 +158,11 @@ class DeviceAgent:
         """
         now = self._now()
         self._request_chunks()
+        self._outbox.tick()
         if now >= self._look_at and self._learner:
             self._look_at = now + SOURCE_SECONDS
             self._look()
             self._look_at_link()
-        self._outbox.tick()
         return self._work.go_on()
 
     # Messages
@@ -273,7 +273,7 @@ class DeviceAgent:
 
         def begin() -> Learning:
             found.append(learner.material())
-            return learner.begin(release.adapter_sha256, starts, found[0])
+            return learner.begin(release.number, starts, found[0])
 
         def finish(learned: Mapping[str, Floats]) -> None:
             material = found[0]
@@ -338,7 +338,7 @@ class DeviceAgent:
             return
 
         def begin() -> Learning:
-            return learner.begin(current.base, {"personal": base}, material)
+            return learner.begin(self._state.release, {"personal": base}, material)
 
         def finish(learned: Mapping[str, Floats]) -> None:
             self._send_update(current, learner.assess(learned["personal"], material, base))

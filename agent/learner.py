@@ -119,22 +119,23 @@ class Learner:
         """Recordings that cannot be read, with the reason; at most ten, shortened."""
         return tuple(problem[:500] for problem in self._source.problems.values())[:10]
 
-    def begin(self, name: bytes, starts: Mapping[str, Floats], material: Material) -> Learning:
+    def begin(self, release: int, starts: Mapping[str, Floats], material: Material) -> Learning:
         """Begin to train.
 
         Args:
-            name: SHA-256 of the release's adapter.
+            release: its number. The order of windows depends on it and not on the adapter, so that training
+                alone does not depend on what the fleet does.
             starts: by purpose ("local", "personal"), where to start, float32 [parameters].
             material: windows to train on.
         """
         # All that the result depends on: a checkpoint of anything else must not be gone on with.
-        identity = hashlib.sha256(name + material.fingerprint.encode() + self._seed)
+        identity = hashlib.sha256(b"%d " % release + material.fingerprint.encode() + self._seed)
         identity.update(cbor.encode(records.to_numbered(self.policy)))
         for purpose, start in starts.items():
             identity.update(purpose.encode() + start.tobytes())
         replay = self._cache.replay.windows()
         makers = {
-            purpose: partial(self._training, start, material, replay, self._random(name, purpose))
+            purpose: partial(self._training, start, material, replay, self._random(release, purpose))
             for purpose, start in starts.items()
         }
         return Learning(identity.digest(), makers)
@@ -198,6 +199,6 @@ class Learner:
             segments=self.manifest.slices(),
         )
 
-    def _random(self, name: bytes, purpose: str) -> Callable[[], np.random.Generator]:
-        seed = hashlib.sha256(self._seed + name + purpose.encode()).digest()
+    def _random(self, release: int, purpose: str) -> Callable[[], np.random.Generator]:
+        seed = hashlib.sha256(self._seed + f"{release} {purpose}".encode()).digest()
         return lambda: np.random.Generator(np.random.PCG64(int.from_bytes(seed[:16], "little")))

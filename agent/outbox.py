@@ -98,10 +98,7 @@ class Outbox:
 
         Called before the next release is adopted.
         """
-        state = self._store.state()
-        if not self.waits or self._store.number("sent_release", -1) == state.release or not state.base:
-            return None
-        difference = self.difference()
+        difference = self.difference() if self.waits and not self._sent() else None
         if difference is None:
             return None
         carry_over = np.float32(self._store.sending().stricter(self._owner).carry_over)
@@ -161,8 +158,12 @@ class Outbox:
     def _send(self, envelope: bytes) -> None:
         self._publish(self._topics.up(self._device, "update"), envelope, False)
 
+    def _sent(self) -> bool:
+        """Whether an update that starts from the release that is held was made."""
+        return self._store.number("sent_release", -1) == self._store.state().release
+
     def _relative_norm(self) -> float:
         difference, base = self.difference(), self._store.adapter("global")
-        if difference is None or base is None:
+        if difference is None or base is None or self._sent():
             return np.inf
         return sending.relative_norm(difference, base)

@@ -1,6 +1,6 @@
 """Size, error and speed of the update codec, beside what others send.
 
-    python -m benchmarks.codec [--json] [--no-demo]
+    python -m benchmarks.codec [--json] [--no-demo] [--no-fleets] [--data DIR]
 
 Vectors: Gaussian, heavy-tailed (Student t, 3 degrees, with a log-normal scale per 1,000 parameters), and the
 real updates of the demo's devices after three rounds (the personal adapter minus the release). For each: bits
@@ -9,10 +9,14 @@ energy (NMSE); the distance to the rate-distortion bound of a Gaussian of that e
 less error than 2**(-2R); a heavy-tailed vector may beat it); millions of parameters per second of quantising
 and encoding, of decoding and restoring, and of both together, on one core.
 
-Beside it: float32, float16 with zlib, 4 bits in the manner of QSGD (one scale, stochastic rounding), and the
+Beside it: float32, float16 with zstd, 4 bits in the manner of QSGD (one scale, stochastic rounding), and the
 largest 1 % of the values in float16 with coded gaps.
 
-Measured 2026-11-23 on 2 shared x86-64 cores: see docs/results.md.
+Last, what coding costs in accuracy on the real fleets (coding_accuracy.py): `accuracy_difference_points`
+is that of the fleet on which it is worst, of the adapters that the devices use. The data sets' folders are in
+`DIR` ($GRAFTWORK_DATA by default).
+
+Measured 2026-11-24 on 2 shared x86-64 cores: see docs/results.md.
 """
 
 import argparse
@@ -22,22 +26,25 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zstandard
 from numpy.typing import NDArray
 
 from agent.store import Store
+from benchmarks.coding_accuracy import Cost, as_row, costs
+from benchmarks.rehearsal import data_directory
 from protocol import entropy_coding
+from protocol.charter import TrainingPolicy
 from protocol.quantisation import Quantised, dequantise, dither_seed, quantise, to_float
 
 Floats = NDArray[np.float32]
 SIZES = (10_000, 100_000, 1_000_000)
 REPEATS = 5
-STEP_RATIO = 2.0
+STEP_RATIO = TrainingPolicy.step_ratio
 
 
 def main() -> None:
@@ -47,7 +54,13 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="print only the JSON object")
     parser.add_argument("--no-demo", action="store_true", help="without the updates of a demo run")
+    parser.add_argument("--no-fleets", action="store_true", help="without the accuracy on real fleets")
+    parser.add_argument("--data", help="folder of the data sets (default: $GRAFTWORK_DATA)")
+    parser.add_argument("--labels", type=int, default=15, help="labelled windows per class and device")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seeds", default="0,1,2", help="of backbone, labels and training")
     options = parser.parse_args()
+    fleets = [] if options.no_fleets else _costs(options)
     rows = [ours(kind, synthetic(kind, size)) for size in SIZES for kind in ("gaussian", "heavy_tailed")]
     updates = [] if options.no_demo else list(demo_updates())
     rows += [mean_of([ours("demo", update) for update in updates])] if updates else []
@@ -62,14 +75,34 @@ def main() -> None:
     if not options.json:
         for row in [*rows, *others]:
             print("  ".join(f"{name} {value}" for name, value in row.items()))
+        for found in fleets:
+            print(_line(found))
     largest = next(row for row in rows if row["kind"] == "gaussian" and row["parameters"] == SIZES[-1])
     real = rows[-1]
+    worst = min((found.difference["fleet"] for found in fleets), default=None)
     summary = {
-        "bits_per_parameter": real["bits_per_parameter"],
+        "bits_per_parameter": max([real["bits_per_parameter"], *(round(f.body_bits, 3) for f in fleets)]),
+        "accuracy_difference_points": None if worst is None else round(worst, 3),
         "entropy_overhead": real["entropy_overhead"],
         "parameters_per_second": largest["both_mparameters_per_second"] * 1e6,
     }
-    print(json.dumps({**summary, "results": rows, "others": others}))
+    results = {"results": rows, "others": others, "fleets": [as_row(found) for found in fleets]}
+    print(json.dumps({**summary, **results}))
+
+
+def _costs(options: argparse.Namespace) -> list[Cost]:
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    with tempfile.TemporaryDirectory() as folder:
+        data = data_directory(options.data)
+        return costs(Path(folder), data, seeds, labels=options.labels, rounds=options.rounds)
+
+
+def _line(found: Cost) -> str:
+    figures = "  ".join(
+        f"{name} {found.coded[name]:.1f} ({found.difference[name]:+.2f} +- {found.standard_error[name]:.2f})"
+        for name in found.coded
+    )
+    return f"{found.fleet:18} body {found.body_bits:.2f} bit, message {found.message_bits:.2f} bit  {figures}"
 
 
 def synthetic(kind: str, size: int) -> Floats:
@@ -153,10 +186,10 @@ def whole(vector: Floats) -> dict[str, Any]:
     return row(vector.tobytes(), vector, vector)
 
 
-def half_zlib(vector: Floats) -> dict[str, Any]:
+def half_zstd(vector: Floats) -> dict[str, Any]:
     """Half precision and a general compressor."""
     halved = vector.astype(np.float16)
-    return row(zlib.compress(halved.tobytes(), 9), halved.astype(np.float32), vector)
+    return row(zstandard.compress(halved.tobytes(), 19), halved.astype(np.float32), vector)
 
 
 def four_bits(vector: Floats) -> dict[str, Any]:
@@ -181,7 +214,7 @@ def largest_percent(vector: Floats) -> dict[str, Any]:
 
 OTHERS: dict[str, Callable[[Floats], dict[str, Any]]] = {
     "float32": whole,
-    "float16 and zlib": half_zlib,
+    "float16 and zstd": half_zstd,
     "4 bit, stochastic": four_bits,
     "largest 1 %": largest_percent,
 }

@@ -30,7 +30,7 @@ class TrainingPolicy:
     """Weight the windows so that every class counts the same."""
     clipping_bound: float = 4.0
     """Largest L2 norm of an update."""
-    step_ratio: float = 2.0
+    step_ratio: float = 2.5
     """Quantisation step in root mean squares of a segment's update."""
     maximum_weight: int = 4096
     """Most labelled windows that a device's update counts for."""

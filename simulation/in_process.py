@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from agent.config import STORE_FILE, AgentConfig, LimitsConfig, SourceConfig
 from agent.device import DeviceAgent, MakeEngine, configured_engine
@@ -45,9 +46,11 @@ class InProcessFederation:
         round_policy: RoundPolicy,
         *,
         training: TrainingPolicy | None = None,
+        server: Mapping[str, Any] | None = None,
         make_engine: MakeEngine = configured_engine,
         disturbance: Disturbance | None = None,
         seed: int = 0,
+        training_seed: int = 0,
     ) -> None:
         """Register all devices, push the package, and start every program.
 
@@ -57,9 +60,11 @@ class InProcessFederation:
             spools: folder of recordings of each device.
             round_policy: when rounds open and close.
             training: how devices train.
+            server: more fields of the server's configuration, by name.
             make_engine: opens an installed package.
             disturbance: what goes wrong from the start on.
             seed: of what goes wrong.
+            training_seed: of the order of training windows on the devices.
         """
         self.clock = FakeClock()
         self.broker = FakeBroker(self.clock, disturbance or Disturbance(), seed)
@@ -67,10 +72,14 @@ class InProcessFederation:
         self.agent_stores: dict[str, AgentStore] = {}
         self.moments: dict[str, int] = {}
         """Messages that each program took, and twice those that it published: where it can be killed."""
+        self.traffic: dict[str, tuple[int, int]] = {}
+        """Bytes (up, down) of topics and payloads of each program, over all its lives."""
         self._directory = directory
         self._spools = spools
         self._policy = round_policy
         self._training = training or TrainingPolicy()
+        self._server = dict(server or {})
+        self._training_seed = training_seed
         self._make_engine = make_engine
         self._programs: dict[str, Coordinator | DeviceAgent] = {}
         self._fatal: dict[str, int] = {}
@@ -123,11 +132,13 @@ class InProcessFederation:
                 key_of(SERVER).public.raw.hex(),
                 SourceConfig(str(self._spools[name])),
                 str(folder),
+                seed=self._training_seed,
             ),
             self.agent_stores[name],
             key_of(name),
             self._publisher(name),
             self.clock,
+            traffic=lambda: self.traffic.get(name, (0, 0)),
             make_engine=self._make_engine,
             # Whole trainings at once: how fast the machine is must not decide the order of messages.
             resources=Resources(LimitsConfig(), self.clock, slice_seconds=math.inf, system=self._directory),
@@ -197,7 +208,10 @@ class InProcessFederation:
 
     def _server_config(self) -> ServerConfig:
         return ServerConfig(
-            FEDERATION, str(self._directory / SERVER), round=self._policy, training=self._training
+            FEDERATION,
+            str(self._directory / SERVER),
+            round=self._policy,
+            **{"training": self._training, **self._server},
         )
 
     def _deliver(self) -> None:
@@ -207,6 +221,7 @@ class InProcessFederation:
 
             def take() -> None:
                 self._moment(name)  # noqa: B023 - called at once
+                self._note_traffic(name, down=len(delivery.topic) + len(delivery.payload))  # noqa: B023
                 program.handle(delivery.topic, delivery.payload)  # noqa: B023
 
             if self._perform(name, take):
@@ -227,10 +242,16 @@ class InProcessFederation:
         def publish(topic: str, payload: bytes, retain: bool) -> bool:
             self._moment(name)
             taken = self.broker.publish(name, topic, payload, retain=retain)
+            if taken:
+                self._note_traffic(name, up=len(topic) + len(payload))
             self._moment(name)
             return taken
 
         return publish
+
+    def _note_traffic(self, name: str, up: int = 0, down: int = 0) -> None:
+        before_up, before_down = self.traffic.get(name, (0, 0))
+        self.traffic[name] = before_up + up, before_down + down
 
     def _moment(self, name: str) -> None:
         self.moments[name] = self.moments.get(name, 0) + 1

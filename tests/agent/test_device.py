@@ -2,8 +2,10 @@
 
 import hashlib
 import math
+import time
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from agent.store import Store
 from agent.work import CHECKPOINT_SECONDS
 from protocol import entropy_coding
 from protocol.artifacts import describe
-from protocol.charter import TrainingPolicy
+from protocol.charter import SendingPolicy, TrainingPolicy
 from protocol.messages import (
     BASE_BYTES,
     Announcement,
@@ -63,6 +65,7 @@ class Device:
 
     def __init__(self, folder: Path, publishers: tuple[str, ...] = ()) -> None:
         self.folder, self.clock, self.wire = folder, Clock(), Wire()
+        self.traffic = (11, 22)
         self.spool = folder / "spool"
         self.spool.mkdir(parents=True)
         self.resources = Resources(
@@ -84,7 +87,7 @@ class Device:
             self.wire,
             self.clock,
             make_engine=lambda *_: LogisticEngine(),
-            traffic=lambda: (11, 22),
+            traffic=lambda: self.traffic,
             resources=self.resources,
         )
 
@@ -99,8 +102,15 @@ class Device:
     def tell(self, topic: str, message: Any, key: PrivateKey = SERVER) -> None:
         self.agent.handle(topic, seal(message, key, topic))
 
-    def announce(self, data: bytes = PACKAGE, version: int = 1, policy: TrainingPolicy = POLICY) -> None:
-        self.tell(TOPICS.all("announcement"), Announcement(version, "tiny", describe(data), policy))
+    def announce(
+        self,
+        data: bytes = PACKAGE,
+        version: int = 1,
+        policy: TrainingPolicy = POLICY,
+        sending: SendingPolicy | None = None,
+    ) -> None:
+        announcement = Announcement(version, "tiny", describe(data), policy, sending or SendingPolicy())
+        self.tell(TOPICS.all("announcement"), announcement)
 
     def serve_chunks(self, data: bytes = PACKAGE, rounds: int = 100) -> None:
         """Answer the device's requests for chunks until there are none."""
@@ -185,7 +195,7 @@ def test_the_update_is_what_was_learned(trained: Device) -> None:
     seed = dither_seed("pumps", NAME, 1, current.base)
     vector = to_float(dequantise(Quantised(update.steps, symbols), parts, seed))
     for part in parts:
-        step = 2 * np.sqrt(np.mean((personal - base)[part].astype(np.float64) ** 2))
+        step = POLICY.step_ratio * np.sqrt(np.mean((personal - base)[part].astype(np.float64) ** 2))
         assert np.abs(vector - (personal - base))[part].max() <= 0.51 * step
 
 
@@ -463,3 +473,106 @@ def test_a_release_that_equals_the_one_before_does_not_swallow_its_round(trained
     release = trained.release(1)  # the same adapter as release 0
     trained.open_round(1, release)
     assert [update.round for update in trained.said(Update, "update")] == [1]
+
+
+def decoded(update: Update, base: bytes) -> np.ndarray:
+    """What an update says, within half a step."""
+    symbols = entropy_coding.decode(update.body, PARAMETERS)
+    parts = tiny_manifest(tiny_members()).slices().values()
+    seed = dither_seed("pumps", NAME, update.round, base)
+    return to_float(dequantise(Quantised(update.steps, symbols), parts, seed))
+
+
+def learned(device: Device) -> np.ndarray:
+    """What the device learned from the release that it holds."""
+    personal, base = device.store.adapter("personal"), device.store.adapter("global")
+    assert personal is not None
+    assert base is not None
+    return personal - base
+
+
+FINE = TrainingPolicy(learning_rate=0.1, step_ratio=0.25, clipping_bound=15)
+
+
+def test_in_quiet_hours_an_update_waits_and_goes_with_the_first_round_after_them(trained: Device) -> None:
+    hour = time.localtime(trained.clock()).tm_hour
+    quiet = SendingPolicy(quiet_hours=(f"{hour:02}:00-{(hour + 2) % 24:02}:00",))
+    trained.announce(policy=FINE, sending=quiet)
+    assert trained.said(DeviceState, "state")[-1].waits == "quiet hours"
+    all_that_was_learned = learned(trained)
+    trained.open_round(1, trained.release(1, level=0.25))
+    assert trained.wire.take(UP["update"]) == []
+    all_that_was_learned += learned(trained)
+    current = trained.open_round(2, trained.release(2, level=0.5))
+    all_that_was_learned += learned(trained)
+    assert trained.wire.take(UP["update"]) == []
+    trained.restart()  # the night has power cuts, too
+    trained.agent.connected()
+    trained.tell(TOPICS.all("round"), current)
+    trained.clock.advance(2 * 3600)
+    trained.agent.tick()
+    assert trained.said(DeviceState, "state")[-1].waits == ""
+    [update] = trained.said(Update, "update")
+    assert update.round == 2
+    half_a_step = 0.15 * np.abs(all_that_was_learned).max()
+    np.testing.assert_allclose(decoded(update, current.base), all_that_was_learned, atol=half_a_step)
+    # What was sent is not carried on.
+    third = trained.open_round(3, trained.release(3, level=0.75))
+    [update] = trained.said(Update, "update")
+    now = learned(trained)
+    np.testing.assert_allclose(decoded(update, third.base), now, atol=0.15 * np.abs(now).max())
+
+
+def test_a_device_that_used_up_the_bytes_of_its_day_waits_until_they_are_a_day_old(trained: Device) -> None:
+    trained.announce(sending=SendingPolicy(bytes_per_day=10_000))
+    trained.open_round(1, trained.release(1))
+    [first] = trained.wire.take(UP["update"])
+    trained.tell(TOPICS.down(NAME, "receipt"), Receipt(hashlib.sha256(first).digest(), 1, "counted"))
+    trained.traffic = (5_000, 5_000)
+    trained.clock.advance(10)
+    trained.agent.tick()
+    assert trained.said(DeviceState, "state")[-1].waits == "bytes per day"
+    current = trained.open_round(2, trained.release(2, level=0.25))
+    assert trained.wire.take(UP["update"]) == []
+    trained.clock.advance(86_400)
+    trained.agent.tick()
+    assert [update.round for update in trained.said(Update, "update")] == [current.number]
+
+
+def test_an_update_too_small_to_matter_waits_until_it_matters_or_long_enough(trained: Device) -> None:
+    trained.announce(sending=SendingPolicy(minimum_relative_norm=10, maximum_wait=2))
+    for number in (1, 2):
+        trained.open_round(number, trained.release(number, level=1.0 + number))
+        assert trained.wire.take(UP["update"]) == []
+        assert trained.said(DeviceState, "state")[-1].waits == "small update"
+    trained.open_round(3, trained.release(3, level=4.0))
+    assert trained.said(DeviceState, "state")[-1].waits == ""
+    assert [update.round for update in trained.said(Update, "update")] == [3]
+    trained.open_round(4, trained.release(4, level=5.0))
+    assert trained.said(DeviceState, "state")[-1].waits == "small update"
+
+
+def test_a_device_without_receipts_makes_no_further_updates(trained: Device) -> None:
+    trained.announce(sending=SendingPolicy(maximum_outstanding=2))
+    for number in (1, 2, 3):
+        trained.open_round(number, trained.release(number, level=0.25 * number))
+        trained.clock.advance(10)
+        trained.agent.tick()
+    assert [entry.round for entry in trained.store.outbox()] == [1, 2]
+    assert trained.said(DeviceState, "state")[-1].waits == "no receipts"
+    for entry in trained.store.outbox():
+        trained.tell(TOPICS.down(NAME, "receipt"), Receipt(entry.sha256, entry.round, "counted"))
+    trained.clock.advance(10)
+    trained.agent.tick()
+    assert [entry.round for entry in trained.store.outbox()] == [3]
+
+
+def test_the_owner_can_be_stricter_than_the_charter(trained: Device) -> None:
+    trained.config = replace(trained.config, sending=SendingPolicy(bytes_per_day=1))
+    trained.restart()
+    trained.traffic = (100, 100)
+    trained.clock.advance(10)
+    trained.agent.tick()
+    assert trained.said(DeviceState, "state")[-1].waits == "bytes per day"
+    trained.open_round(1, trained.release(1))
+    assert trained.wire.take(UP["update"]) == []

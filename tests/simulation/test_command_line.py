@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from protocol.charter import TrainingPolicy
+from server.config import load
 from simulation import vibration
 from simulation.__main__ import main
 from simulation.errors import SimulationError
-from simulation.experiment import Settings, prepare
+from simulation.experiment import Settings, prepare, write_configurations
 from simulation.machines import machines
 
 Captured = pytest.CaptureFixture[str]
@@ -111,3 +113,21 @@ def test_a_fleet_of_which_nothing_is_left(tmp_path: Path, fleet: Path) -> None:
         shutil.rmtree(fleet / name)
     with pytest.raises(SimulationError, match="the folder is missing"):
         prepare(tmp_path / "run", fleet, Settings())
+
+
+def test_entries_of_the_server_reach_its_configuration(tmp_path: Path, fleet: Path) -> None:
+    changes = {
+        "training": {"step_ratio": 3.5, "learning_rate_factors": {"head": 0.5}},
+        "release_step_ratio": 1.0,
+    }
+    experiment = prepare(tmp_path / "run", fleet, Settings(server=changes))
+    write_configurations(experiment, 1883, "auto")
+    config = load(experiment.server_directory / "server.toml")
+    assert (config.training.step_ratio, config.training.learning_rate_factors) == (3.5, {"head": 0.5})
+    assert (config.training.epochs, config.release_step_ratio) == (TrainingPolicy().epochs, 1.0)
+
+
+def test_an_entry_that_is_not_toml_is_explained(tmp_path: Path, capsys: Captured) -> None:
+    arguments = ["demo", "--directory", str(tmp_path), "--set", "training.step_ratio"]
+    assert main(arguments) == 1
+    assert "--set: expected KEY=VALUE as in server.toml" in capsys.readouterr().err

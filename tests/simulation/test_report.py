@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from protocol.fleet import Device, FleetDescription, Split
+from protocol.messages import Update, peek
 from protocol.topics import Topics
 from server.round import RoundPolicy
 from server.store import Store
@@ -68,15 +69,22 @@ def test_the_summary_counts_bytes_rounds_and_devices_that_lost(tmp_path: Path, s
         for number in (1, 2)
         for device, envelope, *_ in store.journalled_updates(number)
     ]
+    bodies = [
+        len(peek(Update, envelope).body)
+        for number in (1, 2)
+        for _, envelope, *_ in store.journalled_updates(number)
+    ]
     assert summary == {
         "devices": 2,
         "rounds": 2,
         "accuracy_backbone": 0.5,
         "accuracy_local": 0.625,
         "accuracy_fleet": 0.75,
+        "accuracy_release": 0.5,
         "devices_worse": 1,
         "bytes_up_per_update": round(sum(sizes) / 4, 1),
         "bits_per_parameter": round(8 * sum(sizes) / 4 / PARAMETERS, 3),
+        "body_bits_per_parameter": round(8 * sum(bodies) / 4 / PARAMETERS, 3),
         "seconds": 1.3,
         "release_sha256": store.releases()[0]["sha256"].hex(),
     }
