@@ -58,17 +58,14 @@ def cost(directory: Path, fleet: str, data: Path, seeds: list[int], *, labels: i
             if coded:
                 bits.append((outcome.body_bits, outcome.message_bits))
     body_bits, message_bits = np.mean(bits, axis=0)
-    differences = {
-        name: [b[name] - a[name] for a, b in zip(*runs.values(), strict=True)] for name in ADAPTERS
-    }
+    pairs = list(zip(runs[False], runs[True], strict=True))
+    differences = {name: [coded[name] - uncoded[name] for uncoded, coded in pairs] for name in ADAPTERS}
     return Cost(
         fleet,
         float(body_bits),
         float(message_bits),
-        *(
-            {name: float(np.mean([run[name] for run in found])) for name in ADAPTERS}
-            for found in runs.values()
-        ),
+        _means(runs[False]),
+        _means(runs[True]),
         {name: float(np.mean(values)) for name, values in differences.items()},
         {name: _standard_error(values) for name, values in differences.items()},
     )

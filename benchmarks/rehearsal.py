@@ -41,6 +41,7 @@ class Task:
     seed: int
     labels: int
     rounds: int
+    """0: as many as there is time for."""
 
 
 @dataclass
@@ -95,14 +96,16 @@ def rehearse(
     *,
     pause_seconds: float = 0.0,
     step_seconds: float = 1.0,
+    duration_seconds: float = 0.0,
 ) -> Outcome:
-    """Run a federation to its last round.
+    """Run a federation to its last round, or for a time.
 
     Args:
         task: fleet, package and labels.
         server: fields of the server's configuration that are compared.
         pause_seconds: simulated time between two rounds.
         step_seconds: simulated time between two looks at the clock.
+        duration_seconds: simulated time after which it ends; 0: with its last round.
     """
     run = task.directory / "run"
     shutil.rmtree(run, ignore_errors=True)
@@ -123,6 +126,7 @@ def rehearse(
         training_seed=task.seed,
     ) as federation:
         tests: _Tests | None = None
+        end = federation.clock() + duration_seconds
         for _ in range(MAX_STEPS):
             federation.step(step_seconds)
             number = _release_of_all(federation)
@@ -131,7 +135,7 @@ def rehearse(
                 for name, accuracy in tests.accuracy(federation).items():
                     outcome.accuracy.setdefault(name, []).append(accuracy)
                 _note_waits(outcome, federation)
-            if federation.finished:
+            if federation.clock() >= end if duration_seconds else federation.finished:
                 break
         else:
             sys.exit(f"{task.fleet}: not through after {MAX_STEPS} steps")
