@@ -3,10 +3,10 @@
     python -m benchmarks.sending [--data DIR] [--fleets sp_sw_har,...] [--seeds 0,1,2] [--json] [--plot FILE]
 
 A federation on real recordings in simulated time, a round every two hours for two days (see rehearsal.py),
-under several sending policies of the charter: none, quiet hours, a budget of bytes per day (that of the first
-day is used up by the model package), and updates withheld until they are large enough, with and without carrying
-over what was not sent. Accuracy is the mean over the last releases: of the adapters that devices use, of those
-that they trained from the release, and of the release itself.
+under several sending policies of the charter: none, quiet hours, a budget of bytes per day (that of the
+first day is used up by the model package), and updates withheld until they are large enough, with and
+without carrying over what was not sent. Accuracy is the mean over the last releases: of the adapters that
+devices use, of those that they trained from the release, and of the release itself.
 """
 
 import argparse
