@@ -76,7 +76,7 @@ def test_what_a_device_makes_the_server_counts() -> None:
     assert (accepted.weight, accepted.loss_before, accepted.loss_after) == (12, 0.5, 0.25)
     error = np.abs(to_float(accepted.vector) - difference)
     for part in MANIFEST.slices().values():
-        assert error[part].max() <= 1.01 * np.sqrt(np.mean(difference[part] ** 2))
+        assert error[part].max() <= 0.505 * POLICY.step_ratio * np.sqrt(np.mean(difference[part] ** 2))
 
 
 @settings(max_examples=60)
