@@ -300,7 +300,6 @@ class DeviceAgent:
         withheld = self._outbox.withheld()
         if withheld is not None:
             adapters["withheld"] = withheld
-            facts["releases_waited"] = str(self._store.number("releases_waited", 0) + 1)
         self._store.adopt(release.number, release.adapter_sha256, adapters, learned.decision.choice, facts)
         log.info(
             "release=%d windows=%d held_out=%d uses=%s gain=%.3f",

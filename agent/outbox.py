@@ -85,10 +85,12 @@ class Outbox:
             bytes_of_day,
             self._store.number("update_bytes", 0),
             self._relative_norm() if policy.minimum_relative_norm else np.inf,
-            self._store.number("releases_waited", 0),
+            self._hours_waited(),
             self._store.outbox_length(),
         )
         before, self.waits = self.waits, sending.reason_to_wait(policy, situation)
+        if self.waits == sending.SMALL and not self._store.number("waiting_since", 0):
+            self._store.note_waiting(int(now))
         if self.waits != before:
             log.info("updates wait: %s", self.waits) if self.waits else log.info("updates are sent again")
         return self.waits != before
@@ -157,6 +159,13 @@ class Outbox:
 
     def _send(self, envelope: bytes) -> None:
         self._publish(self._topics.up(self._device, "update"), envelope, False)
+
+    def _hours_waited(self) -> float:
+        """Since an update began to be too small; a clock that went back begins anew."""
+        since = self._store.number("waiting_since", 0)
+        if since > self._now():
+            self._store.note_waiting(since := int(self._now()))
+        return (self._now() - since) / HOUR if since else 0.0
 
     def _sent(self) -> bool:
         """Whether an update that starts from the release that is held was made."""

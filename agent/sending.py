@@ -23,8 +23,8 @@ class Situation:
     """What sending would take, as far as is known."""
     relative_norm: float
     """L2 norm of what would be sent, relative to that of the release's adapter."""
-    releases_waited: int
-    """Releases whose update was withheld since one was sent last."""
+    hours_waited: float
+    """Since the update began to be too small; 0: it is not."""
     outstanding: int
     """Updates without a receipt."""
 
@@ -38,7 +38,7 @@ def reason_to_wait(policy: SendingPolicy, situation: Situation) -> str:
         return BYTES
     if policy.maximum_outstanding and situation.outstanding >= policy.maximum_outstanding:
         return BUSY
-    waited_enough = 0 < policy.maximum_wait <= situation.releases_waited
+    waited_enough = 0 < policy.maximum_wait_hours <= situation.hours_waited
     if situation.relative_norm < policy.minimum_relative_norm and not waited_enough:
         return SMALL
     return ""

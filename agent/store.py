@@ -126,6 +126,11 @@ class Store:
         [total] = self._db.execute("SELECT SUM(bytes) FROM traffic WHERE hour > ?", (hour,)).fetchone()
         return int(total or 0)
 
+    def note_waiting(self, since: int) -> None:
+        """Commit since when, Unix seconds, the update has been too small to be sent."""
+        with self._db:
+            self._set("waiting_since", since)
+
     def next_session(self, now: int) -> int:
         """Count a start of the agent: Unix milliseconds, but growing even on a clock that went back."""
         session = max(now, self.number("session", 0) + 1)
@@ -192,7 +197,7 @@ class Store:
             self._set("answered", number)
             self._set("sent_release", self.number("release", -1))
             self._set("update_bytes", len(envelope))
-            self._set("releases_waited", 0)
+            self._set("waiting_since", 0)
             self._db.execute("DELETE FROM adapters WHERE name = 'withheld'")
             self._db.execute(
                 "INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?)", (sha256, number, envelope, now)

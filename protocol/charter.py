@@ -8,6 +8,9 @@ import math
 import re
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
 
 _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)", re.ASCII)
 MAX_STALENESS = 1000
@@ -84,8 +87,8 @@ class SendingPolicy:
     """Updates without a receipt at which a device waits: its link is broken or busy; 0: it never does."""
     carry_over: float = 1.0
     """Share of an update that was not sent that is added to the next one."""
-    maximum_wait: int = 20
-    """Releases after which an update is sent however small it is, within bytes and hours; 0: never."""
+    maximum_wait_hours: float = 24.0
+    """Hours after which an update is sent however small it is, within bytes and quiet hours; 0: never."""
 
     def __post_init__(self) -> None:
         check_range("minimum_relative_norm", self.minimum_relative_norm, 0, 10)
@@ -96,7 +99,7 @@ class SendingPolicy:
                 raise ValueError(f'quiet_hours: expected "HH:MM-HH:MM", got {hours!r}')
         check_range("maximum_outstanding", self.maximum_outstanding, 0, 256)
         check_range("carry_over", self.carry_over, 0, 1)
-        check_range("maximum_wait", self.maximum_wait, 0, 1 << 20)
+        check_range("maximum_wait_hours", self.maximum_wait_hours, 0, 24 * 366)
 
     def quiet(self, minute: int) -> bool:
         """Whether a minute of the day, 0 to 1439, is quiet; an end before its start is on the next day."""
@@ -113,7 +116,7 @@ class SendingPolicy:
             tuple(dict.fromkeys((*self.quiet_hours, *other.quiet_hours)))[:MAX_QUIET_HOURS],
             _lower(self.maximum_outstanding, other.maximum_outstanding),
             min(self.carry_over, other.carry_over),
-            _lower(self.maximum_wait, other.maximum_wait),
+            _lower(self.maximum_wait_hours, other.maximum_wait_hours),
         )
 
 
@@ -157,7 +160,7 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
         raise ValueError(f"{name}: expected {low} to {high}, got {value}")
 
 
-def _lower(one: int, other: int) -> int:
+def _lower(one: Number, other: Number) -> Number:
     """The lower of two limits, where 0 is none."""
     return min(one, other) if one and other else one or other
 

@@ -540,15 +540,16 @@ def test_a_device_that_used_up_the_bytes_of_its_day_waits_until_they_are_a_day_o
 
 
 def test_an_update_too_small_to_matter_waits_until_it_matters_or_long_enough(trained: Device) -> None:
-    trained.announce(sending=SendingPolicy(minimum_relative_norm=10, maximum_wait=2))
+    trained.announce(sending=SendingPolicy(minimum_relative_norm=10, maximum_wait_hours=5))
     for number in (1, 2):
         trained.open_round(number, trained.release(number, level=1.0 + number))
         assert trained.wire.take(UP["update"]) == []
         assert trained.said(DeviceState, "state")[-1].waits == "small update"
-    trained.open_round(3, trained.release(3, level=4.0))
+    trained.clock.advance(5 * 3600)
+    trained.agent.tick()
     assert trained.said(DeviceState, "state")[-1].waits == ""
-    assert [update.round for update in trained.said(Update, "update")] == [3]
-    trained.open_round(4, trained.release(4, level=5.0))
+    assert [update.round for update in trained.said(Update, "update")] == [2]
+    trained.open_round(3, trained.release(3, level=5.0))
     assert trained.said(DeviceState, "state")[-1].waits == "small update"
 
 

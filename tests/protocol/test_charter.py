@@ -50,7 +50,7 @@ limits = st.builds(
     bytes_per_day=st.integers(0, 5),
     maximum_outstanding=st.integers(0, 5),
     carry_over=st.floats(0, 1),
-    maximum_wait=st.integers(0, 5),
+    maximum_wait_hours=st.floats(0, 5),
 )
 
 
