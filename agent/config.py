@@ -7,7 +7,7 @@ from protocol.charter import SendingPolicy
 from protocol.package import ENGINES
 from protocol.topics import check_name
 from runtime import configuration
-from runtime.link import BrokerConfig
+from runtime.broker import BrokerConfig
 
 KEY_FILE = "device.key"
 STORE_FILE = "agent.sqlite"

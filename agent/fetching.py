@@ -45,7 +45,10 @@ class Fetching:
         if request:
             self._unanswered += 1
             if self._unanswered == UNANSWERED:
-                log.warning("the server does not answer: is this device registered there, with this key?")
+                log.warning(
+                    "the server does not answer: is this device registered there, with this key? does the "
+                    "broker take messages of 64 KiB (message_size_limit, max_packet_size)?"
+                )
         return request
 
     def receive(self, chunk: Chunk) -> None:

@@ -4,6 +4,9 @@ paho's network thread only puts events into the queue: nothing that a message ho
 work happens in the program's own thread. MQTT 5 is spoken where the broker has it, else 3.1.1; nothing in
 the protocol rests on the difference. A message is acknowledged to the broker only by `acknowledge`, after
 its effect is on disk.
+
+Every connection has a paho client of its own. One client for all would keep what was never acknowledged for
+the next connection, and each broken one would add to that; what matters is published again by the programs.
 """
 
 import logging
@@ -11,7 +14,8 @@ import queue
 import random
 import ssl
 import threading
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,58 +25,18 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from runtime.backoff import Backoff
+from runtime.broker import BrokerConfig
+
 log = logging.getLogger(__name__)
 
 SESSION_EXPIRY_SECONDS = 7 * 24 * 3600
 RECEIVE_MAXIMUM = 64
 EVENT_LIMIT = 4096
 CONNACK_SECONDS = 10
+STOP_SECONDS = 10.0
+PACKET_TOO_LARGE = 0x95
 _UNSUPPORTED_VERSION = (1, 0x84)
-MQTT_VERSIONS = ("auto", "5", "3.1.1")
-
-
-@dataclass(frozen=True)
-class BrokerConfig:
-    """Where the broker is and how to reach it."""
-
-    host: str = "127.0.0.1"
-    port: int = 1883
-    keepalive_seconds: int = 30
-    tls_ca: str = ""
-    """File of the CA that signed the broker's certificate; empty: no TLS."""
-    tls_certificate: str = ""
-    """File of the client's certificate, for mutual TLS."""
-    tls_key: str = ""
-    username: str = ""
-    password_file: str = ""
-    mqtt_version: str = "auto"
-    """"5", "3.1.1", or "auto": 5 where the broker has it."""
-
-    def relative_to(self, folder: Path) -> "BrokerConfig":
-        """The same with file names counted from `folder`."""
-
-        def path(name: str) -> str:
-            return str(folder / name) if name else ""
-
-        return replace(
-            self,
-            tls_ca=path(self.tls_ca),
-            tls_certificate=path(self.tls_certificate),
-            tls_key=path(self.tls_key),
-            password_file=path(self.password_file),
-        )
-
-    def __post_init__(self) -> None:
-        if self.mqtt_version not in MQTT_VERSIONS:
-            raise ValueError(
-                f"mqtt_version: expected one of {', '.join(MQTT_VERSIONS)}, got {self.mqtt_version!r}"
-            )
-        if not 1 <= self.port <= 65535:
-            raise ValueError(f"port: expected 1 to 65535, got {self.port}")
-        if not 1 <= self.keepalive_seconds <= 3600:
-            raise ValueError(f"keepalive_seconds: expected 1 to 3600, got {self.keepalive_seconds}")
-        if bool(self.tls_certificate) != bool(self.tls_key):
-            raise ValueError("tls_certificate and tls_key: expected both or neither")
 
 
 @dataclass(frozen=True)
@@ -119,7 +83,14 @@ class Link:
         self._version = paho.MQTTv311 if config.mqtt_version == "3.1.1" else paho.MQTTv5
         self._maximum_packet = 0
         self._connection = 0
+        self._connected_at: float | None = None
+        self._sent: dict[int, tuple[str, int]] = {}
+        """Topic and bytes of what the broker has not acknowledged, by packet id."""
+        self._why = ""
         self._stopping = threading.Event()
+        self._ended = threading.Event()
+        """The connection, or the attempt at one, is over."""
+        self._thread = threading.Thread(target=self._stay_connected, name="broker link", daemon=True)
         self._client = self._new_client()
 
     def set_will(self, topic: str, payload: bytes) -> None:
@@ -129,31 +100,31 @@ class Link:
 
     def start(self) -> None:
         """Connect in the background."""
-        self._client.connect_async(
-            self._config.host,
-            self._config.port,
-            self._config.keepalive_seconds,
-            **self._connect_arguments(),
-        )
-        self._client.loop_start()
+        self._thread.start()
 
     def stop(self) -> None:
         """Close the connection in good order; the broker does not publish the will."""
         self._stopping.set()
         self._client.disconnect()
-        self._client.loop_stop()
+        self._ended.set()
+        self._thread.join(STOP_SECONDS)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> bool:
         """Send at QoS 1. False: not connected, or too large for the broker; the caller's store keeps it."""
-        if not self._client.is_connected():
+        client = self._client
+        if not client.is_connected():
             return False
-        if self._maximum_packet and len(payload) + len(topic) + 16 > self._maximum_packet:
+        size = len(payload) + len(topic) + 16
+        if self._maximum_packet and size > self._maximum_packet:
             log.error(
-                "not sent to %s: %d bytes, the broker takes %d", topic, len(payload), self._maximum_packet
-            )
+                "not sent to %s: %d bytes, the broker takes %d; raise max_packet_size in its configuration",
+                topic, size, self._maximum_packet,
+            )  # fmt: skip
             return False
         self.bytes_up += len(topic) + len(payload)
-        return self._client.publish(topic, payload, qos=1, retain=retain).rc == paho.MQTT_ERR_SUCCESS
+        sent = client.publish(topic, payload, qos=1, retain=retain)
+        self._sent[sent.mid] = topic, len(payload)
+        return sent.rc == paho.MQTT_ERR_SUCCESS
 
     def acknowledge(self, message: Received) -> None:
         """Tell the broker that a message need not be delivered again."""
@@ -168,11 +139,11 @@ class Link:
             self._client_id,
             protocol=self._version,
             manual_ack=True,
+            reconnect_on_failure=False,
             **arguments,
         )
-        client.reconnect_delay_set(random.uniform(0.5, 1.5), 60)  # type: ignore[arg-type]  # noqa: S311 - jitter
         client.on_connect = self._on_connect
-        client.on_connect_fail = self._on_connect_fail
+        client.on_publish = self._on_publish
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_socket_open = self._on_socket_open
@@ -199,30 +170,96 @@ class Link:
         properties.ReceiveMaximum = RECEIVE_MAXIMUM
         return {"clean_start": False, "properties": properties}
 
+    def _stay_connected(self) -> None:
+        """Connect again and again, until the link is stopped."""
+        backoff = Backoff(random.Random())  # noqa: S311 - jitter
+        while True:
+            self._ended.clear()
+            if self._stopping.is_set():
+                return
+            version = self._version
+            self._connect_once()
+            if self._stopping.is_set():
+                return
+            if version != self._version:
+                wait = 0.0
+            else:
+                self._put(Disconnected(self._why))
+                held = 0.0 if self._connected_at is None else time.monotonic() - self._connected_at
+                wait = backoff.delay(held)
+            if self._stopping.wait(wait):
+                return
+            try:
+                self._client = self._new_client()
+            except (OSError, ValueError) as error:  # certificates are just being renewed
+                log.error("the link's files cannot be read: %s", error)
+
+    def _connect_once(self) -> None:
+        """Connect, and return when the connection is over."""
+        client = self._client
+        self._connected_at, self._why = None, "the broker closed the connection"
+        self._sent = {}
+        try:
+            client.connect(
+                self._config.host,
+                self._config.port,
+                self._config.keepalive_seconds,
+                **self._connect_arguments(),
+            )
+        except (OSError, ValueError) as error:
+            self._why = f"no broker at {self._config.host}:{self._config.port}: {error}"
+            return
+        client.loop_start()
+        self._ended.wait()
+        client.loop_stop()
+
     def _on_connect(
         self, client: paho.Client, _userdata: Any, _flags: Any, reason: ReasonCode, properties: Any
     ) -> None:
+        if self._stopping.is_set():
+            client.disconnect()
+            return
         if reason.is_failure:
+            self._why = f"refused: {reason}"
             if reason.value in _UNSUPPORTED_VERSION and self._may_fall_back(client):
-                self._fall_back()
-            else:
-                self._put(Disconnected(f"refused: {reason}"))
+                self._fall_back(client)
             return
         self._connection += 1
+        self._connected_at = time.monotonic()
         self._maximum_packet = getattr(properties, "MaximumPacketSize", 0) if properties else 0
         if self._subscriptions:
             client.subscribe([(topic, 1) for topic in self._subscriptions])
         self._put(Connected("5" if self._version == paho.MQTTv5 else "3.1.1"))
 
-    def _on_connect_fail(self, _client: paho.Client, _userdata: Any) -> None:
-        self._put(Disconnected(f"no broker at {self._config.host}:{self._config.port}"))
-
     def _on_disconnect(
         self, client: paho.Client, _userdata: Any, _flags: Any, reason: ReasonCode, _properties: Any
     ) -> None:
-        if client is not self._client or self._stopping.is_set():
+        if client is not self._client:
             return
-        self._put(Disconnected(str(reason)))
+        if self._connected_at is not None:
+            self._why = f"{reason}{self._unacknowledged()}"
+        self._ended.set()
+
+    def _on_publish(
+        self, _client: paho.Client, _userdata: Any, packet_id: int, reason: ReasonCode, _properties: Any
+    ) -> None:
+        topic, size = self._sent.pop(packet_id, ("a topic", 0))
+        if reason.is_failure:
+            advice = "; raise message_size_limit in its configuration"
+            log.error(
+                "the broker refuses %d bytes to %s: %s%s",
+                size, topic, reason, advice if reason.value == PACKET_TOO_LARGE else "",
+            )  # fmt: skip
+
+    def _unacknowledged(self) -> str:
+        """With MQTT 3.1.1 a broker closes the connection on what is too large for it, and gives no reason."""
+        if self._version == paho.MQTTv5 or not self._sent:
+            return ""
+        topic, size = max(self._sent.copy().values(), key=lambda sent: sent[1])
+        return (
+            f"; the largest message on its way had {size} bytes, to {topic}: if this goes on, see whether "
+            "the broker's max_packet_size is smaller"
+        )
 
     def _on_message(self, _client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
         self.bytes_down += len(message.topic) + len(message.payload)
@@ -237,7 +274,7 @@ class Link:
 
     def _greeting_timed_out(self, client: paho.Client) -> None:
         if self._may_fall_back(client) and client.socket() is not None:
-            self._fall_back()
+            self._fall_back(client)
 
     def _may_fall_back(self, client: paho.Client) -> bool:
         return (
@@ -248,23 +285,16 @@ class Link:
             and not self._stopping.is_set()
         )
 
+    def _fall_back(self, client: paho.Client) -> None:
+        """Go on with MQTT 3.1.1 on a new client; paho cannot change the version of a running one."""
+        log.info("the broker does not speak MQTT 5; going on with 3.1.1")
+        self._version = paho.MQTTv311
+        client.disconnect()
+        self._ended.set()
+
     def _put(self, event: Event) -> None:
         try:
             self.events.put_nowait(event)
         except queue.Full:
             # Not acknowledged, so the broker or the sender's outbox brings it again.
             log.warning("the program is too slow: an event was dropped")
-
-    def _fall_back(self) -> None:
-        """Go on with MQTT 3.1.1 on a new client; paho cannot change the version of a running one."""
-        old, self._version = self._client, paho.MQTTv311
-        log.info("the broker does not speak MQTT 5; going on with 3.1.1")
-        self._client = self._new_client()
-
-        def switch() -> None:
-            old.disconnect()
-            old.loop_stop()
-            if not self._stopping.is_set():
-                self.start()
-
-        threading.Thread(target=switch, daemon=True).start()

@@ -49,6 +49,7 @@ def serve(program: Program, link: Link, stopping: threading.Event, *, tick_secon
 
 def _drive(program: Program, link: Link, stopping: threading.Event, tick_seconds: float) -> None:
     next_tick = time.monotonic()
+    logged = ""  # a broker that is away for days does not fill the log with its absence
     while not stopping.is_set():
         try:
             event = link.events.get(timeout=max(0.0, next_tick - time.monotonic()))
@@ -56,9 +57,13 @@ def _drive(program: Program, link: Link, stopping: threading.Event, tick_seconds
             event = None
         if isinstance(event, Connected):
             log.info("connected with MQTT %s", event.mqtt_version)
+            logged = ""
             program.connected()
         elif isinstance(event, Disconnected):
-            log.warning("disconnected: %s", event.reason)
+            log.log(
+                logging.DEBUG if event.reason == logged else logging.WARNING, "disconnected: %s", event.reason
+            )
+            logged = event.reason
         elif isinstance(event, Received):
             program.handle(event.topic, event.payload)
             link.acknowledge(event)  # after the commit: a message is lost nowhere in between

@@ -7,7 +7,7 @@ from protocol.charter import SendingPolicy, StalenessPolicy, TrainingPolicy
 from protocol.release_coding import MAX_STEP_RATIO, MIN_STEP_RATIO
 from protocol.topics import check_name
 from runtime import configuration
-from runtime.link import BrokerConfig
+from runtime.broker import BrokerConfig
 from server.aggregation import MAX_TOTAL_WEIGHT
 from server.retention import RetentionPolicy
 from server.round import RoundPolicy

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from runtime.broker import BrokerConfig
 from runtime.configuration import load
 from runtime.errors import SetupError
-from runtime.link import BrokerConfig
 
 
 @dataclass(frozen=True)

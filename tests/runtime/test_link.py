@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from runtime.link import BrokerConfig, Connected, Disconnected, Link, Received
+from runtime.broker import BrokerConfig
+from runtime.link import Connected, Disconnected, Link, Received
 from server.broker import BrokerSupervisor, find_mosquitto
 from server.errors import ServerError
 

@@ -18,7 +18,8 @@ from agent.device import DeviceAgent
 from agent.installation import Installation
 from agent.store import Store as AgentStore
 from protocol.artifacts import describe
-from runtime.link import BrokerConfig, Connected, Link, Received
+from runtime.broker import BrokerConfig
+from runtime.link import Connected, Link, Received
 from server import coordinator as server_coordinator
 from server.broker import BrokerSupervisor
 from server.config import ServerConfig
