@@ -4,7 +4,8 @@
 
 A small federation of real processes (mosquitto, a server, three agents, three rounds) runs once undisturbed
 and once per point; a point kills processes with SIGKILL after an event and starts them again
-(`crash_points.py`). Every run must end with the same releases, made of the same updates, each counted once.
+(`crash_points.py`). Every run must end with the same releases, made of the same updates, each counted once,
+and the journal that it leaves must give these releases again.
 A run that does not is kept in `--directory`, and `--point K` repeats it.
 
 Measured 2026-11-23 on 2 shared x86-64 cores: see docs/benchmarks.md.
@@ -53,6 +54,8 @@ class Result:
     seconds: float
     recoveries: Mapping[str, int] = field(default_factory=dict)
     """What the programs had to do about it: see crash_verdict.RECOVERIES."""
+    replays: int = 0
+    """Releases that were recomputed from the journal that the run left."""
 
 
 def main() -> int:
@@ -108,7 +111,7 @@ def run_points(points: Iterable[Point], directory: Path, note: Callable[[Result]
         The results in the order of the points' numbers.
 
     Raises:
-        RunError: the undisturbed run did not come to its end.
+        RunError: the undisturbed run did not come to its end, or its journal gives other releases.
     """
     stopping = threading.Event()
     with tempfile.TemporaryDirectory(prefix="graftwork-crash-") as scratch:
@@ -116,6 +119,9 @@ def run_points(points: Iterable[Point], directory: Path, note: Callable[[Result]
         template = make_template(place)
         run(template, place / "undisturbed", None, stopping)
         undisturbed = read_remains(place / "undisturbed")
+        itself = compare(undisturbed, undisturbed)
+        if not itself.good:
+            raise RunError(f"the undisturbed run: {itself}")
 
         def one(point: Point) -> Result:
             remains: Remains | None = None
@@ -136,7 +142,10 @@ def run_points(points: Iterable[Point], directory: Path, note: Callable[[Result]
                 shutil.rmtree(place / name)
             else:
                 shutil.copytree(place / name, directory / name)
-            return Result(point, verdict, time.monotonic() - started, remains.recoveries if remains else {})
+            seconds = time.monotonic() - started
+            if remains is None:
+                return Result(point, verdict, seconds)
+            return Result(point, verdict, seconds, remains.recoveries, len(remains.replays))
 
         with ThreadPoolExecutor(WORKERS) as pool:
             futures: list[Future[Result]] = [pool.submit(one, point) for point in points]
@@ -151,13 +160,17 @@ def run_points(points: Iterable[Point], directory: Path, note: Callable[[Result]
 
 
 def report(results: list[Result], seed: int, seconds: float) -> dict[str, Any]:
-    """Sum up: `lost` and `double` in updates, `different_releases` in runs."""
+    """Sum up: `lost` and `double` in updates, `different_releases` in runs, `replays` in releases."""
     verdicts = [result.verdict for result in results]
     return {
         "points": len(results),
         "lost": sum(len(verdict.lost) for verdict in verdicts),
         "double": sum(len(verdict.double) for verdict in verdicts),
-        "different_releases": sum(bool(verdict.different) for verdict in verdicts),
+        "different_releases": sum(
+            bool(verdict.different or verdict.replayed_otherwise) for verdict in verdicts
+        ),
+        "replays": sum(result.replays for result in results),
+        "replays_different": sum(len(verdict.replayed_otherwise) for verdict in verdicts),
         "failed": sum(not verdict.good for verdict in verdicts),
         "seed": seed,
         "seconds": round(seconds, 1),

@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from agent.config import STORE_FILE
+from server import config as server_config
+from server.errors import ServerError
+from server.replay import SAME, replay_all
+from server.store import Store
+from simulation.experiment import SERVER_CONFIG
 
 RECOVERIES = {
     "rounds_resumed": r"resumed round=\d+",
@@ -34,6 +39,8 @@ class Remains:
     """How often each device says that it made an update for a round."""
     receipts: dict[tuple[str, int], tuple[str, ...]]
     """Verdicts of the receipts that cleared an outbox."""
+    replays: dict[int, str] = field(default_factory=dict)
+    """What the server's own replay found by release; "": the same bits."""
     recoveries: dict[str, int] = field(default_factory=dict)
     """How often each of RECOVERIES happened."""
 
@@ -47,18 +54,25 @@ class Verdict:
     double: tuple[str, ...] = ()
     """Updates that are counted, or were made, more than once."""
     different: tuple[str, ...] = ()
-    """Releases, and updates, that have other bytes."""
+    """Releases, and updates, that have other bytes than those of the undisturbed run."""
+    replayed_otherwise: tuple[str, ...] = ()
+    """Releases that the run's own journal does not give, or not any more."""
     failed: str = ""
     """Why the run did not come to its end."""
 
     @property
     def good(self) -> bool:
         """Whether there is no difference."""
-        return not (self.lost or self.double or self.different or self.failed)
+        return not (self.lost or self.double or self.different or self.replayed_otherwise or self.failed)
 
     def __str__(self) -> str:
         failed = (f"failed: {self.failed}",) if self.failed else ()
-        texts = [("lost", self.lost), ("double", self.double), ("different", self.different)]
+        texts = [
+            ("lost", self.lost),
+            ("double", self.double),
+            ("different", self.different),
+            ("replayed otherwise", self.replayed_otherwise),
+        ]
         return "; ".join((*(f"{name}: {', '.join(what)}" for name, what in texts if what), *failed)) or "good"
 
 
@@ -101,6 +115,7 @@ def read_remains(directory: Path) -> Remains:
         frozenset(outbox),
         answers,
         receipts,
+        _replays(directory / "server"),
         {name: sum(len(re.findall(pattern, text)) for text in texts) for name, pattern in RECOVERIES.items()},
     )
 
@@ -135,7 +150,26 @@ def compare(run: Remains, undisturbed: Remains) -> Verdict:
     different += [f"release {number} is missing, or was not due" for number in sorted(odd)]
     devices = (name for name, sha256 in undisturbed.held.items() if run.held.get(name) != sha256)
     different += [f"{name} holds another release" for name in devices]
-    return Verdict(tuple(lost), tuple(double), tuple(different))
+    replayed = [f"release {number}: {reason}" for number, reason in sorted(run.replays.items()) if reason]
+    replayed += [
+        f"release {number}: was not replayed" for number in sorted(run.releases.keys() - run.replays.keys())
+    ]
+    return Verdict(tuple(lost), tuple(double), tuple(different), tuple(replayed))
+
+
+def _replays(server: Path) -> dict[int, str]:
+    """Recompute every release of a run from its journal, as `graftwork-server replay all` does."""
+    config = server_config.load(server / SERVER_CONFIG)
+    store = Store(Path(config.data_directory), config.database)
+    try:
+        return {
+            found.release: "" if found.verdict == SAME else f"{found.verdict}: {found.reason}"
+            for found in replay_all(store, config.federation)
+        }
+    except ServerError as error:
+        return {-1: str(error)}
+    finally:
+        store.close()
 
 
 def _name(key: tuple[str, int]) -> str:

@@ -28,6 +28,7 @@ UNDISTURBED = Remains(
     outbox=frozenset(),
     answers=dict.fromkeys(KEYS, 1),
     receipts=dict.fromkeys(KEYS, ("counted",)),
+    replays=dict.fromkeys(range(1, ROUNDS + 1), ""),
 )
 KEY = KEYS[0]
 
@@ -40,6 +41,8 @@ def test_no_update_is_lost_or_counted_twice_whatever_is_killed_when(tmp_path: Pa
     results = run_points(points, tmp_path, note=lambda _: None)
     assert [f"{result.point}: {result.verdict}" for result in results if not result.verdict.good] == []
     assert [result.point for result in results] == points
+    # The package's adapter and the rounds' releases.
+    assert [result.replays for result in results] == [1 + ROUNDS] * POINTS
 
 
 def test_one_lap_visits_every_victim_with_every_event() -> None:
@@ -75,7 +78,11 @@ def without(key: tuple[str, int]) -> Remains:
 
 
 def with_release(number: int, sha256: bytes, updates: int, weight: int) -> Remains:
-    return replace(UNDISTURBED, releases={**UNDISTURBED.releases, number: (sha256, updates, weight)})
+    return replace(
+        UNDISTURBED,
+        releases={**UNDISTURBED.releases, number: (sha256, updates, weight)},
+        replays={**UNDISTURBED.replays, number: ""},
+    )
 
 
 def lost(verdict: Verdict) -> tuple[str, ...]:
@@ -88,6 +95,10 @@ def double(verdict: Verdict) -> tuple[str, ...]:
 
 def different(verdict: Verdict) -> tuple[str, ...]:
     return verdict.different
+
+
+def replayed_otherwise(verdict: Verdict) -> tuple[str, ...]:
+    return verdict.replayed_otherwise
 
 
 @pytest.mark.parametrize(
@@ -125,6 +136,16 @@ def different(verdict: Verdict) -> tuple[str, ...]:
             different,
             id="a device holds another release",
         ),
+        pytest.param(
+            replace(UNDISTURBED, replays={**UNDISTURBED.replays, 2: "different: adapter"}),
+            replayed_otherwise,
+            id="the journal gives another release",
+        ),
+        pytest.param(
+            replace(UNDISTURBED, replays=dict.fromkeys(range(1, ROUNDS), "")),
+            replayed_otherwise,
+            id="a release was not replayed",
+        ),
     ],
 )
 def test_a_fault_is_seen_under_its_name(
@@ -132,7 +153,8 @@ def test_a_fault_is_seen_under_its_name(
 ) -> None:
     verdict = compare(remains, UNDISTURBED)
     assert len(finding(verdict)) == 1
-    assert len(verdict.lost + verdict.double + verdict.different) == 1
+    assert len(verdict.lost + verdict.double + verdict.different + verdict.replayed_otherwise) == 1
+    assert not verdict.good
 
 
 def test_an_update_that_is_counted_after_it_came_again_is_no_fault() -> None:
@@ -141,13 +163,17 @@ def test_an_update_that_is_counted_after_it_came_again_is_no_fault() -> None:
 
 
 def test_the_report_counts_faults_and_names_the_point_to_repeat() -> None:
-    points = [make_point(SEED, number) for number in range(3)]
+    points = [make_point(SEED, number) for number in range(4)]
     verdicts = [
         Verdict(),
         compare(without(KEY), UNDISTURBED),
         Verdict(failed="waited in vain"),
+        compare(replace(UNDISTURBED, replays={**UNDISTURBED.replays, 2: "different: adapter"}), UNDISTURBED),
     ]
-    results = [Result(point, verdict, 1.0) for point, verdict in zip(points, verdicts, strict=True)]
+    results = [
+        Result(point, verdict, 1.0, replays=4) for point, verdict in zip(points, verdicts, strict=True)
+    ]
     found = report(results, SEED, 3.0)
-    assert (found["points"], found["lost"], found["double"], found["different_releases"]) == (3, 1, 0, 0)
-    assert [failure["point"] for failure in found["failures"]] == [1, 2]
+    assert (found["points"], found["lost"], found["double"], found["different_releases"]) == (4, 1, 0, 1)
+    assert (found["replays"], found["replays_different"]) == (16, 1)
+    assert [failure["point"] for failure in found["failures"]] == [1, 2, 3]
