@@ -35,7 +35,8 @@ RECEIVE_MAXIMUM = 64
 EVENT_LIMIT = 4096
 CONNACK_SECONDS = 10
 STOP_SECONDS = 10.0
-PACKET_TOO_LARGE = 0x95
+LARGE_BYTES = 16 * 1024
+"""Messages below this are taken by every broker."""
 _UNSUPPORTED_VERSION = (1, 0x84)
 
 
@@ -245,20 +246,16 @@ class Link:
     ) -> None:
         topic, size = self._sent.pop(packet_id, ("a topic", 0))
         if reason.is_failure:
-            advice = "; raise message_size_limit in its configuration"
-            log.error(
-                "the broker refuses %d bytes to %s: %s%s",
-                size, topic, reason, advice if reason.value == PACKET_TOO_LARGE else "",
-            )  # fmt: skip
+            log.error("the broker refuses %d bytes to %s: %s", size, topic, reason)
 
     def _unacknowledged(self) -> str:
-        """With MQTT 3.1.1 a broker closes the connection on what is too large for it, and gives no reason."""
-        if self._version == paho.MQTTv5 or not self._sent:
+        """Brokers close the connection on what is too large for them, and most give no reason."""
+        topic, size = max(self._sent.copy().values(), key=lambda sent: sent[1], default=("", 0))
+        if size < LARGE_BYTES:
             return ""
-        topic, size = max(self._sent.copy().values(), key=lambda sent: sent[1])
         return (
-            f"; the largest message on its way had {size} bytes, to {topic}: if this goes on, see whether "
-            "the broker's max_packet_size is smaller"
+            f"; {size} bytes to {topic} were on their way: if this goes on, raise message_size_limit and "
+            "max_packet_size in the broker's configuration"
         )
 
     def _on_message(self, _client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:

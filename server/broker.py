@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from server.errors import ServerError
@@ -19,20 +20,19 @@ from server.errors import ServerError
 MOSQUITTO_CONFIG = """\
 listener {port} 127.0.0.1
 allow_anonymous true
-persistence true
-persistence_location {directory}/
-autosave_on_changes true
-autosave_interval 1
-max_queued_messages 10000
-max_inflight_messages 64
-message_size_limit {message_size_limit}
-max_packet_size {max_packet_size}
-persistent_client_expiration 30d
 log_dest file {directory}/mosquitto.log
 log_type error
 log_type warning
 log_type notice
 """
+MOSQUITTO_SETTINGS = {
+    "persistence": "true",
+    "autosave_on_changes": "true",
+    "autosave_interval": "1",
+    "max_queued_messages": "10000",
+    "max_inflight_messages": "64",
+    "persistent_client_expiration": "30d",
+}
 AMQTT_CONFIG = """\
 listeners:
   default:
@@ -68,6 +68,7 @@ class BrokerSupervisor:
         port: int | None = None,
         kind: str | None = None,
         message_size_limit: int = 40 * 1024 * 1024,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         """Choose the broker; `start` runs it.
 
@@ -76,11 +77,17 @@ class BrokerSupervisor:
             port: loopback port; None takes a free one.
             kind: "mosquitto" or "amqtt"; None takes mosquitto when there is one.
             message_size_limit: largest payload in bytes (mosquitto only).
+            settings: of mosquitto.conf, instead of MOSQUITTO_SETTINGS or beside them.
         """
         self.kind = kind or ("mosquitto" if find_mosquitto() else "amqtt")
         self.port = port or free_port()
         self._directory = directory
-        self._message_size_limit = message_size_limit
+        self._settings = {
+            **MOSQUITTO_SETTINGS,
+            "message_size_limit": str(message_size_limit),
+            "max_packet_size": str(message_size_limit + 1024),
+            **(settings or {}),
+        }
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -162,12 +169,9 @@ class BrokerSupervisor:
         if binary is None:
             raise ServerError("mosquitto is not installed; on Debian: apt install mosquitto")
         config = self._directory / "mosquitto.conf"
-        text = MOSQUITTO_CONFIG.format(
-            port=self.port,
-            directory=self._directory.resolve(),
-            message_size_limit=self._message_size_limit,
-            max_packet_size=self._message_size_limit + 1024,
-        )
+        settings = {"persistence_location": f"{self._directory.resolve()}/", **self._settings}
+        text = MOSQUITTO_CONFIG.format(port=self.port, directory=self._directory.resolve())
+        text += "".join(f"{name} {value}\n" for name, value in settings.items())
         if os.geteuid() == 0:
             text += "user root\n"  # else it drops to a user that cannot write the directory
         config.write_text(text, "utf-8")

@@ -1,8 +1,13 @@
 """The broker link against a real broker: what is delivered, acknowledged, retained and willed."""
 
+import gc
 import importlib.util
+import logging
 import queue
+import socket
+import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from runtime.backoff import Backoff
 from runtime.broker import BrokerConfig
 from runtime.link import Connected, Disconnected, Link, Received
 from server.broker import BrokerSupervisor, find_mosquitto
@@ -177,6 +183,133 @@ def test_a_message_too_large_for_the_broker_is_not_sent(broker: BrokerSupervisor
         assert not writer.publish("a/b", bytes(200_000))
         assert writer.publish("a/b", bytes(50_000))
         assert len(wait(writer, Received).payload) == 50_000
+
+
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+def test_a_broker_that_takes_less_than_a_message_is_named_with_the_setting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, version: str
+) -> None:
+    """The setting max_packet_size of mosquitto: MQTT 5 learns it at the start, 3.1.1 is thrown off."""
+    with (
+        BrokerSupervisor(tmp_path, kind="mosquitto", settings={"max_packet_size": "20000"}) as broker,
+        linked(broker, "writer", "a/#", version=version) as writer,
+    ):
+        settle(writer, "a/ready")
+        sent = writer.publish("a/chunk", bytes(61_440))
+        if version == "5":
+            assert not sent
+        else:
+            reason = wait(writer, Disconnected).reason
+            assert "61440 bytes to a/chunk" in reason
+            assert "max_packet_size" in reason
+            wait(writer, Connected)
+        until(lambda: writer.publish("a/small", b"still works"))
+        while wait(writer, Received).topic != "a/small":
+            pass
+    if version == "5":
+        [error] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+        assert error.startswith("not sent to a/chunk: 614")
+        assert "the broker takes 20000; raise max_packet_size" in error
+
+
+def test_a_message_over_the_limit_that_is_not_announced_is_named_with_the_setting(
+    broker: BrokerSupervisor,
+) -> None:
+    """The setting message_size_limit of mosquitto: its answer is no MQTT 5, and the link breaks."""
+    with linked(broker, "writer", "a/#", version="5") as writer:
+        settle(writer, "a/ready")
+        assert writer.publish("a/large", bytes(100_500))  # limit 100,000, packets 1,024 more
+        reason = wait(writer, Disconnected).reason
+        assert "100500 bytes to a/large" in reason
+        assert "message_size_limit" in reason
+
+
+def test_what_the_access_rules_deny_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rules = tmp_path / "acl"
+    rules.write_text("topic read a/#\ntopic write a/mine\n", "ascii")
+    rules.chmod(0o600)
+    settings = {"acl_file": str(rules)}
+    with (
+        BrokerSupervisor(tmp_path / "broker", kind="mosquitto", settings=settings) as broker,
+        linked(broker, "writer", "a/#", version="5") as writer,
+    ):
+        settle(writer, "a/mine")
+        writer.publish("a/others", bytes(7))
+        until(lambda: "the broker refuses 7 bytes to a/others: Not authorized" in caplog.text)
+
+
+def test_a_broker_that_never_comes_costs_neither_memory_nor_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Days without a broker: hundreds of attempts without the waits between them."""
+    attempts: list[float] = []
+
+    def delay(_: Backoff, held_seconds: float) -> float:
+        attempts.append(held_seconds)
+        return 0.0
+
+    monkeypatch.setattr(Backoff, "delay", delay)
+    link = Link(BrokerConfig(port=BrokerSupervisor(tmp_path, kind="mosquitto").port), "early", ["a/#"])
+    threads = threading.active_count()
+    link.start()
+    try:
+        with traced(lambda: [wait(link, Disconnected) for _ in range(50)]) as growth:
+            for _ in range(400):
+                assert not link.publish("a/b", bytes(10_000))
+                wait(link, Disconnected)
+                assert threading.active_count() <= threads + 2
+        assert growth[0] < 200_000
+        assert len(attempts) >= 449
+        assert set(attempts) == {0.0}
+    finally:
+        link.stop()
+
+
+def test_a_broker_that_drops_its_clients_at_once_leaves_nothing_behind_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A broker that runs out of memory takes connections and messages, acknowledges none, and breaks."""
+    monkeypatch.setattr(Backoff, "delay", lambda *_: 0.0)
+    payload = 50_000
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(PATIENCE_SECONDS)
+        link = Link(BrokerConfig(port=server.getsockname()[1], mqtt_version="5"), "writer", [])
+        link.start()
+        try:
+
+            def flap() -> None:
+                connection, _ = server.accept()
+                with connection:
+                    connection.settimeout(PATIENCE_SECONDS)
+                    connection.recv(4096)
+                    connection.sendall(b"\x20\x03\x00\x00\x00")  # CONNACK: welcome
+                    wait(link, Connected)
+                    for _ in range(10):
+                        link.publish("a/b", bytes(payload))
+                    connection.recv(1)
+                wait(link, Disconnected)
+
+            flaps = 20
+            with traced(flap) as growth:
+                for _ in range(flaps):
+                    flap()
+            assert growth[0] < flaps * 10 * payload / 10
+        finally:
+            link.stop()
+
+
+@contextmanager
+def traced(warm_up: Callable[[], object]) -> Iterator[list[int]]:
+    """Bytes that Python holds more at the end than after `warm_up`."""
+    warm_up()
+    tracemalloc.start()
+    try:
+        growth: list[int] = []
+        yield growth
+    finally:
+        gc.collect()
+        growth.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
 
 
 def test_a_full_queue_drops_events_and_not_the_link(broker: BrokerSupervisor) -> None:
