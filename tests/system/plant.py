@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import resources
@@ -71,6 +71,7 @@ class Plant:
         deadline_seconds: float = 3600.0,
         maximum_update_bytes: int = 64 * 1024,
         minimum_devices: int | None = None,
+        broker_settings: Mapping[str, str] | None = None,
     ) -> None:
         settings = Settings(
             rounds=rounds,
@@ -83,7 +84,7 @@ class Plant:
         self.experiment: Experiment = prepare(directory, fleet, settings)
         self.names = tuple(participant.device.id for participant in self.experiment.participants)
         self.states = {p.device.id: p.state for p in self.experiment.participants}
-        self.broker = BrokerSupervisor(directory / "broker", kind="mosquitto")
+        self.broker = BrokerSupervisor(directory / "broker", kind="mosquitto", settings=broker_settings)
         _write_key(self.experiment.server_directory / "data" / server_daemon.KEY_FILE, "server")
         for name, state in self.states.items():
             _write_key(state / KEY_FILE, name)
@@ -175,11 +176,16 @@ class Plant:
 
 
 class Attacker:
-    """A client of the broker that publishes what it likes."""
+    """A client of the broker that publishes what it likes, and may listen."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, listen_to: str | None = None) -> None:
+        self.heard: list[str] = []
+        """Topics of the messages that came."""
         self._client = paho.Client(CallbackAPIVersion.VERSION2, "attacker", protocol=paho.MQTTv5)
+        self._client.on_message = lambda _client, _data, message: self.heard.append(message.topic)
         self._client.connect("127.0.0.1", port)
+        if listen_to:
+            self._client.subscribe(listen_to, 1)
         self._client.loop_start()
 
     def publish(self, topic: str, payload: bytes) -> None:

@@ -139,11 +139,18 @@ def test_a_device_that_dies_in_the_middle_goes_on(site: Site) -> None:
     assert site.chunks_sent <= len(ARTIFACT.chunk_sha256) + 2 * WINDOW
 
 
-def test_a_broker_that_dies_in_the_middle(site: Site, broker: BrokerSupervisor) -> None:
+@pytest.mark.parametrize("how", ["killed", "killed, memory lost", "restarted in order"])
+def test_a_broker_that_dies_in_the_middle(site: Site, broker: BrokerSupervisor, how: str) -> None:
     with ExitStack() as stack:
         programs = [stack.enter_context(site.server()), stack.enter_context(site.device())]
         site.serve(*programs, until=lambda: site.kept() >= 20)
-        broker.kill()
+        if how == "restarted in order":
+            broker.stop()
+        else:
+            broker.kill()
+        if "memory lost" in how:
+            for path in (site.directory / "broker").glob("*.db*"):
+                path.unlink()
         broker.start()
         site.serve(*programs, until=site.installed)
     assert site.chunks_sent <= len(ARTIFACT.chunk_sha256) + 4 * WINDOW
