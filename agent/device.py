@@ -6,6 +6,7 @@ link, the clock and the main loop are not handled here.
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ class DeviceAgent:
         )
         self._held: Round | None = None
         """A round that is not answered while updates wait."""
-        self._look_at = 0.0
+        self._looked_at = -math.inf
         self._labelled = 0
         if self._state.package:
             self._open_package(store.policy())
@@ -159,8 +160,8 @@ class DeviceAgent:
         now = self._now()
         self._request_chunks()
         self._outbox.tick()
-        if now >= self._look_at and self._learner:
-            self._look_at = now + SOURCE_SECONDS
+        if self._learner and not 0 <= now - self._looked_at < SOURCE_SECONDS:  # clocks go back, too
+            self._looked_at = now
             self._look()
             self._look_at_link()
         return self._work.go_on()

@@ -44,7 +44,8 @@ class Download:
 
     def request(self, now: float) -> ChunkRequest | None:
         """What to ask for now; None: enough is on its way."""
-        self._asked = {index: at for index, at in self._asked.items() if now - at < TIMEOUT_SECONDS}
+        # A clock that goes back must not keep a chunk from being asked for again.
+        self._asked = {index: at for index, at in self._asked.items() if 0 <= now - at < TIMEOUT_SECONDS}
         free = WINDOW - len(self._asked)
         wanted = sorted(self._missing - set(self._asked))[: max(0, free)]
         if not wanted:

@@ -6,6 +6,7 @@ An update that may not go yet is withheld: once the next release is adopted, it 
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -64,7 +65,7 @@ class Outbox:
         self._traffic = traffic
         self._owner = owner
         self._noted = sum(traffic())
-        self._resend_at = 0.0
+        self._sent_at = -math.inf
         self.waits = ""
         """Why no update is sent at the moment; empty: they are."""
         self.look()
@@ -141,13 +142,14 @@ class Outbox:
 
     def resend(self) -> None:
         """Send everything again that has no receipt."""
-        self._resend_at = self._now() + RESEND_SECONDS
+        self._sent_at = self._now()
         for entry in self._store.outbox():
             self._send(entry.envelope)
 
     def tick(self) -> None:
         """Send again what has had no receipt for a while."""
-        if self._now() >= self._resend_at:
+        # A clock that goes back must not keep what is due waiting until it is there again.
+        if not 0 <= self._now() - self._sent_at < RESEND_SECONDS:
             self.resend()
 
     def clear(self, receipt: Receipt) -> None:

@@ -104,3 +104,11 @@ def test_a_lossy_link_delivers_in_the_end(data: st.DataObject) -> None:
             received.add(index)
         now += TIMEOUT_SECONDS
     assert received == set(range(COUNT))
+
+
+def test_a_clock_that_goes_back_does_not_keep_a_chunk_waiting() -> None:
+    download = Download(ARTIFACT)
+    first = download.request(1_000_000.0)
+    assert first is not None
+    assert download.request(1_000_001.0) is None  # on its way
+    assert download.request(0.0) == first
