@@ -71,6 +71,8 @@ class FakeBroker:
         self._retained: dict[str, bytes] = {}
         self._sessions: dict[str, _Session] = {}
         self._sequence = 0
+        self.running = True
+        """Whether clients can connect."""
 
     def connected(self, client: str) -> bool:
         """Whether a client's link is up."""
@@ -90,17 +92,27 @@ class FakeBroker:
             session.connected = False
             self._route(*session.will, retain=True)
 
-    def restart(self, *, forget: bool) -> None:
-        """Stop and start again; all links break without a will.
-
-        Args:
-            forget: lose all retained messages, sessions and queues.
-        """
+    def stop(self) -> None:
+        """Go away; all links break without a will, and none comes back before `start`."""
+        self.running = False
         for session in self._sessions.values():
             session.connected = False
+
+    def start(self, *, forget: bool) -> None:
+        """Come back.
+
+        Args:
+            forget: without all retained messages, sessions and queues.
+        """
+        self.running = True
         if forget:
             self._retained.clear()
             self._sessions.clear()
+
+    def restart(self, *, forget: bool) -> None:
+        """Stop and start again."""
+        self.stop()
+        self.start(forget=forget)
 
     def publish(self, client: str, topic: str, payload: bytes, *, retain: bool) -> bool:
         """Take a message. False: the client's link is down."""

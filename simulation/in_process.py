@@ -72,9 +72,11 @@ class InProcessFederation:
         self.agent_stores: dict[str, AgentStore] = {}
         self.moments: dict[str, int] = {}
         """Messages that each program took, and twice those that it published: where it can be killed."""
+        self.clock_errors: dict[str, float] = {}
+        """Seconds that a device's own clock is ahead; it may change at any time."""
         self.traffic: dict[str, tuple[int, int]] = {}
         """Bytes (up, down) of topics and payloads of each program, over all its lives."""
-        self._directory = directory
+        self.directory = directory
         self._spools = spools
         self._policy = round_policy
         self._training = training or TrainingPolicy()
@@ -116,7 +118,7 @@ class InProcessFederation:
 
     def start(self, name: str) -> None:
         """Start a program on what its store holds; it connects in the next step."""
-        folder = self._directory / name
+        folder = self.directory / name
         if name == SERVER:
             self.server_store = ServerStore(folder)
             config = self._server_config()
@@ -125,6 +127,10 @@ class InProcessFederation:
             )
             return
         self.agent_stores[name] = AgentStore(folder / STORE_FILE)
+
+        def now() -> float:
+            return self.clock() + self.clock_errors.get(name, 0.0)
+
         self._programs[name] = DeviceAgent(
             AgentConfig(
                 name,
@@ -137,11 +143,11 @@ class InProcessFederation:
             self.agent_stores[name],
             key_of(name),
             self._publisher(name),
-            self.clock,
+            now,
             traffic=lambda: self.traffic.get(name, (0, 0)),
             make_engine=self._make_engine,
             # Whole trainings at once: how fast the machine is must not decide the order of messages.
-            resources=Resources(LimitsConfig(), self.clock, slice_seconds=math.inf, system=self._directory),
+            resources=Resources(LimitsConfig(), now, slice_seconds=math.inf, system=self.directory),
         )
 
     def kill(self, name: str) -> None:
@@ -163,7 +169,7 @@ class InProcessFederation:
         """Let time pass, links come back, messages arrive, and every program see the time."""
         self.clock.advance(seconds)
         for name, program in list(self._programs.items()):
-            if not self.broker.connected(name):
+            if self.broker.running and not self.broker.connected(name):
                 self.broker.connect(name, program.subscriptions, program.will())
                 self._perform(name, program.connected)
         self._deliver()
@@ -196,8 +202,8 @@ class InProcessFederation:
 
     def _set_up(self, data: bytes) -> None:
         for name in (SERVER, *self._spools):
-            (self._directory / name).mkdir(parents=True, exist_ok=True)
-        store = ServerStore(self._directory / SERVER)
+            (self.directory / name).mkdir(parents=True, exist_ok=True)
+        store = ServerStore(self.directory / SERVER)
         for name in self._spools:
             store.register_device(name, key_of(name).public, self.clock())
         package = unpack(data, None)
@@ -209,7 +215,7 @@ class InProcessFederation:
     def _server_config(self) -> ServerConfig:
         return ServerConfig(
             FEDERATION,
-            str(self._directory / SERVER),
+            str(self.directory / SERVER),
             round=self._policy,
             **{"training": self._training, **self._server},
         )

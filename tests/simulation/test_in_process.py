@@ -86,6 +86,9 @@ class Runs:
         finally:
             shutil.rmtree(directory)
 
+    def remove(self) -> None:
+        shutil.rmtree(self.folder)
+
     def undisturbed(self, rounds: int, devices: int) -> str:
         with self.run(rounds, devices) as federation:
             return federation.run()
@@ -95,7 +98,7 @@ class Runs:
 def runs() -> Iterator[Runs]:
     runs = Runs()
     yield runs
-    shutil.rmtree(runs.folder)
+    runs.remove()
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from agent.config import STORE_FILE, AgentConfig, SourceConfig
-from agent.device import RESEND_SECONDS, DeviceAgent
+from agent.device import DeviceAgent
+from agent.outbox import RESEND_SECONDS
 from agent.store import Store as AgentStore
-from protocol.messages import TrainingPolicy
+from protocol.charter import TrainingPolicy
 from runtime.broker import BrokerConfig
 from runtime.link import Connected, Link, Received
 from server.broker import BrokerSupervisor
