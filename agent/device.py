@@ -132,6 +132,9 @@ class DeviceAgent:
         self._publish_report()
         self._outbox.resend()
 
+    def disconnected(self) -> None:
+        """The broker is away: training goes on, and what is to be sent stays in the store."""
+
     def handle(self, topic: str, payload: bytes) -> None:
         """Take one message; what is not signed by the server is dropped."""
         handlers: dict[str, tuple[type, Callable[[Any], None]]] = {

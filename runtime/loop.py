@@ -18,6 +18,9 @@ class Program(Protocol):
     def connected(self) -> None:
         """The link is up."""
 
+    def disconnected(self) -> None:
+        """The link is down, or an attempt to connect failed."""
+
     def handle(self, topic: str, payload: bytes) -> None:
         """A message came; when this returns, its effect is on disk."""
 
@@ -64,6 +67,7 @@ def _drive(program: Program, link: Link, stopping: threading.Event, tick_seconds
                 logging.DEBUG if event.reason == logged else logging.WARNING, "disconnected: %s", event.reason
             )
             logged = event.reason
+            program.disconnected()
         elif isinstance(event, Received):
             program.handle(event.topic, event.payload)
             link.acknowledge(event)  # after the commit: a message is lost nowhere in between

@@ -69,6 +69,7 @@ class Coordinator:
         self._now = now
         self._topics = topic_names.Topics(config.federation)
         self._session = int(now() * 1000)
+        self._reachable_since: float | None = None
         self._package_record: PackageRecord | None = None
         self._package: ModelPackage | None = None
         self._announcement: Announcement | None = None
@@ -92,10 +93,15 @@ class Coordinator:
 
     def connected(self) -> None:
         """Publish everything that a broker without memory would lack."""
+        self._reachable_since = self._now()
         self._send(self._topics.server_state(), ServerState(online=True, session=self._session), retain=True)
         self._publish_package()
         self._publish_release()
         self._publish_round()
+
+    def disconnected(self) -> None:
+        """The broker is away: no round opens, and none closes at its deadline."""
+        self._reachable_since = None
 
     def handle(self, topic: str, payload: bytes) -> None:
         """Take one message; what is wrong with it is noted and harms nothing else."""
@@ -127,7 +133,13 @@ class Coordinator:
         nobody: frozenset[str] = frozenset()
         ready, expected = (nobody, nobody) if self._counting else self._candidates()
         self._state, actions = rounds.tick(
-            self._state, self._config.round, self._now(), ready, expected, excused=frozenset(self._waiting)
+            self._state,
+            self._config.round,
+            self._now(),
+            ready,
+            expected,
+            excused=frozenset(self._waiting),
+            reachable_since=self._reachable_since,
         )
         self._perform(actions)
 

@@ -9,6 +9,7 @@ Rules:
   every other expected device is ready too, or `gather_seconds` have passed since the minimum was reached.
 * It closes as soon as every device of the cohort is counted that did not say that it
   sends nothing at the moment; at the deadline a quorum is enough.
+* Deadlines do not count while the devices cannot reach the server, nor until they had time to come back.
 * A deadline without quorum moves on by `deadline_seconds`: no update that was counted is thrown away.
 * A device that dies changes nothing but the wait: its update is missing, the others' stay.
 
@@ -19,6 +20,10 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+
+RETURN_SECONDS = 90.0
+"""In which devices are back after the broker or the server was away: their longest wait before an attempt to
+connect, and the time between two sendings of an update."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,7 @@ def tick(
     expected: frozenset[str],
     *,
     excused: frozenset[str] = frozenset(),
+    reachable_since: float | None = -math.inf,
 ) -> tuple[State, list[Action]]:
     """Let time pass.
 
@@ -127,9 +133,12 @@ def tick(
         ready: devices that could take part now.
         expected: devices that are not ready but worth waiting for.
         excused: devices that send nothing at the moment: an open round does not wait for them.
+        reachable_since: when the server was last connected to the broker; None: it is not.
     """
     if isinstance(state, Open):
-        return _tick_open(state, policy, now, excused)
+        return _tick_open(state, policy, now, excused, reachable_since)
+    if reachable_since is None:
+        return state, []
     if policy.rounds and state.rounds_done >= policy.rounds:
         return state, []
     if len(ready) < policy.minimum_devices:
@@ -153,11 +162,13 @@ def count(state: Open, policy: RoundPolicy, now: float, device: str) -> tuple[St
 
 
 def _tick_open(
-    state: Open, policy: RoundPolicy, now: float, excused: frozenset[str]
+    state: Open, policy: RoundPolicy, now: float, excused: frozenset[str], reachable_since: float | None
 ) -> tuple[State, list[Action]]:
     if state.counted and state.counted >= state.cohort - excused:
         return _close(state, policy, now)
-    if now < state.deadline:
+    if reachable_since is None:
+        return state, []
+    if now < max(state.deadline, reachable_since + min(policy.deadline_seconds, RETURN_SECONDS)):
         return state, []
     if len(state.counted) >= max(1, math.ceil(policy.quorum * len(state.cohort))):
         return _close(state, policy, now)

@@ -84,6 +84,8 @@ class InProcessFederation:
         self._training_seed = training_seed
         self._make_engine = make_engine
         self._programs: dict[str, Coordinator | DeviceAgent] = {}
+        self._linked: set[str] = set()
+        """Programs that believe that they are connected."""
         self._fatal: dict[str, int] = {}
         self._set_up(package)
         for name in (SERVER, *spools):
@@ -154,6 +156,7 @@ class InProcessFederation:
         """Drop a program as kill -9 does: nothing but its folder is left, and its will is published."""
         if self._programs.pop(name, None) is None:
             return
+        self._linked.discard(name)
         if name == SERVER and self.server_store:
             self.server_store.close()
             self.server_store = None
@@ -169,8 +172,12 @@ class InProcessFederation:
         """Let time pass, links come back, messages arrive, and every program see the time."""
         self.clock.advance(seconds)
         for name, program in list(self._programs.items()):
+            if name in self._linked and not self.broker.connected(name):
+                self._linked.discard(name)
+                self._perform(name, program.disconnected)
             if self.broker.running and not self.broker.connected(name):
                 self.broker.connect(name, program.subscriptions, program.will())
+                self._linked.add(name)
                 self._perform(name, program.connected)
         self._deliver()
         for name, program in list(self._programs.items()):

@@ -8,7 +8,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from server.round import CloseRound, ExtendRound, Open, OpenRound, RoundPolicy, State, Waiting, count, tick
+from server.round import (
+    RETURN_SECONDS,
+    CloseRound,
+    ExtendRound,
+    Open,
+    OpenRound,
+    RoundPolicy,
+    State,
+    Waiting,
+    count,
+    tick,
+)
 
 NOBODY: frozenset[str] = frozenset()
 ABC = frozenset("abc")
@@ -91,6 +102,33 @@ def test_a_deadline_without_quorum_moves_on_and_keeps_what_was_counted() -> None
     state, _ = count(state, POLICY, 260.0, "b")
     _, actions = tick(state, POLICY, 350.0, NOBODY, NOBODY)
     assert actions == [CloseRound(1)]
+
+
+def test_no_deadline_passes_while_the_broker_is_away_nor_before_devices_are_back() -> None:
+    state, _ = count(opened(), POLICY, 1.0, "a")
+    state, _ = count(state, POLICY, 1.0, "b")
+    assert tick(state, POLICY, 3600.0, NOBODY, NOBODY, reachable_since=None) == (state, [])
+    back = 3600.0
+    early = back + RETURN_SECONDS - 0.1
+    assert tick(state, POLICY, early, NOBODY, NOBODY, reachable_since=back) == (state, [])
+    _, actions = tick(state, POLICY, back + RETURN_SECONDS, NOBODY, NOBODY, reachable_since=back)
+    assert actions == [CloseRound(1)]
+    _, actions = count(state, POLICY, early, "c")
+    assert actions == [CloseRound(1)]  # everyone is counted: nothing to wait for
+
+
+def test_a_short_deadline_is_not_stretched_further_than_by_itself() -> None:
+    policy = RoundPolicy(minimum_devices=2, quorum=0.5, deadline_seconds=8.0)
+    state: State = opened(policy)
+    for device in "ab":
+        assert isinstance(state, Open)
+        state, _ = count(state, policy, 1.0, device)
+    _, actions = tick(state, policy, 108.0, NOBODY, NOBODY, reachable_since=100.0)
+    assert actions == [CloseRound(1)]
+
+
+def test_no_round_opens_that_nobody_would_hear_of() -> None:
+    assert tick(Waiting(1), POLICY, 0.0, ABC, NOBODY, reachable_since=None) == (Waiting(1), [])
 
 
 def test_a_resumed_round_with_everyone_counted_closes() -> None:

@@ -70,6 +70,30 @@ def test_a_broker_that_is_away_costs_nothing_but_time(
             assert federation.run(100) == short
 
 
+@pytest.mark.parametrize("gone", ["broker", "broker, memory lost", "server"])
+def test_no_round_closes_at_its_deadline_while_nobody_can_reach_the_server(
+    runs: Runs, short: str, gone: str
+) -> None:
+    """Half of the updates are a quorum, and the deadline passes in that hour: the others count as ever."""
+    policy = RoundPolicy(2, quorum=0.5, deadline_seconds=600.0, gather_seconds=HOUR, rounds=2)
+    for before in range(18, 44):  # from the first round's opening into the second
+        with runs.run(2, 2, round_policy=policy, disturbance=Disturbance(delay_seconds=2.0)) as federation:
+            for _ in range(before):
+                federation.step(0.4)
+            if gone == "server":
+                federation.kill(SERVER)
+            else:
+                federation.broker.stop()
+            for _ in range(60):
+                federation.step(HOUR / 60)
+            if gone == "server":
+                federation.start(SERVER)
+            else:
+                federation.broker.start(forget="lost" in gone)
+            assert federation.run(200) == short
+            assert counted(federation) == {number: list(NAMES[:2]) for number in (1, 2)}
+
+
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keyframes in many chunks, as those of large adapters."""
