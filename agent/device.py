@@ -23,7 +23,7 @@ from agent.learner import Learned, Learner, Material, Trained
 from agent.learning import Learning
 from agent.outbox import Outbox
 from agent.reconstruction import Reconstruction
-from agent.reporting import report_message, state_message
+from agent.reporting import Reporter
 from agent.resources import Resources
 from agent.sources import Source
 from agent.store import Store
@@ -83,7 +83,6 @@ class DeviceAgent:
         self._publish = publish
         self._now = now
         self._make_engine = make_engine
-        self._traffic = traffic
         self._topics = Topics(config.federation)
         self._server = PublicKey.from_hex(config.server_key)
         self._installation = Installation(
@@ -92,25 +91,16 @@ class DeviceAgent:
         self._fetching = Fetching(self._installation)
         self._reconstruction = Reconstruction(store, Path(config.state_directory) / "keyframes")
         self._source = Source(config.source, now)
-        self._session = store.next_session(int(now() * 1000))
         self._state = store.state()
         self._resources = resources or Resources(config.limits, now)
         self._work = Work(store, self._resources, now)
         self._learner: Learner | None = None
-        self._outbox = Outbox(
-            store,
-            device=config.device,
-            topics=self._topics,
-            key=key,
-            publish=publish,
-            now=now,
-            traffic=traffic,
-            owner=config.sending,
-        )
+        voice: Any = {"device": config.device, "topics": self._topics, "key": key, "publish": publish}
+        self._outbox = Outbox(store, **voice, now=now, traffic=traffic, owner=config.sending)
+        self._reporter = Reporter(store, **voice, now=now, traffic=traffic)
         self._held: Round | None = None
         """A round that is not answered while updates wait."""
         self._looked_at = -math.inf
-        self._labelled = 0
         if self._state.package:
             self._open_package(store.policy())
 
@@ -122,7 +112,7 @@ class DeviceAgent:
 
     def will(self) -> tuple[str, bytes]:
         """What the broker tells the server when the device is gone."""
-        return self._sealed_state(online=False)
+        return self._reporter.sealed_state(self._state, self._outbox.waits, online=False)
 
     def connected(self) -> None:
         """Say what the device runs, and send again what has no receipt."""
@@ -167,6 +157,9 @@ class DeviceAgent:
             self._looked_at = now
             self._look()
             self._look_at_link()
+        if self._reporter.due():
+            self._publish_state()
+            self._publish_report()
         return self._work.go_on()
 
     # Messages
@@ -313,7 +306,7 @@ class DeviceAgent:
         self._outbox.look()
         self._step(participant.on_adopted(self._state, release))
         self._publish_report()
-        self._labelled = learned.personal.windows
+        self._reporter.labelled = learned.personal.windows
         self._publish_state()
 
     def _answer(self, current: Round) -> None:
@@ -364,27 +357,11 @@ class DeviceAgent:
     # Publications
 
     def _publish_state(self) -> None:
-        topic, payload = self._sealed_state(online=True)
-        self._publish(topic, payload, True)
-
-    def _sealed_state(self, *, online: bool) -> tuple[str, bytes]:
-        topic = self._topics.up(self._config.device, "state")
-        state = state_message(
-            self._state,
-            online=online,
-            session=self._session,
-            public_key=self._key.public.raw,
-            labelled_windows=self._labelled,
-            waits=self._outbox.waits,
-        )
-        return topic, seal(state, self._key, topic)
+        self._reporter.state(self._state, self._outbox.waits)
 
     def _publish_report(self) -> None:
-        """Report on the release held; again after each reconnect, for no receipt tells that it arrived."""
         if self._learner and self._state.base:
-            topic = self._topics.up(self._config.device, "report")
-            report = report_message(self._store, self._learner, self._traffic())
-            self._publish(topic, seal(report, self._key, topic), False)
+            self._reporter.report(self._learner.problems())
 
     def _request_chunks(self) -> None:
         topic = self._topics.up(self._config.device, "get")
@@ -398,8 +375,8 @@ class DeviceAgent:
         if not learner.changed():
             return
         labelled = len(learner.material().training)
-        if labelled != self._labelled:
-            self._labelled = labelled
+        if labelled != self._reporter.labelled:
+            self._reporter.labelled = labelled
             self._publish_state()
 
     def _look_at_link(self) -> None:

@@ -1,53 +1,112 @@
 """What the device says of itself: its state, and how its gate decided. Figures, never data."""
 
 import resource
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
-from agent.learner import Learner
 from agent.participant import State
 from agent.store import Store
-from protocol.messages import DeviceState, Report
+from protocol.messages import DeviceState, Report, seal
+from protocol.signing import PrivateKey
+from protocol.topics import Topics
 from runtime import memory
 
+REPEAT_SECONDS = 3600.0
+"""How often state and report are said again: nobody acknowledges them, and a full queue drops them."""
 
-def state_message(
-    state: State,
-    *,
-    online: bool,
-    session: int,
-    public_key: bytes,
-    labelled_windows: int,
-    waits: str,
-) -> DeviceState:
-    """What the device runs now; a release counts as held only once it was adopted."""
-    release = state.release if state.base else -1
-    return DeviceState(
-        online, session, public_key, _agent_version(), state.package, release, labelled_windows, waits
-    )
+Publish = Callable[[str, bytes, bool], bool]
 
 
-def report_message(store: Store, learner: Learner, traffic: tuple[int, int]) -> Report:
-    """The gate's verdict on the release that the device holds, and what taking part has cost so far.
+class Reporter:
+    """Publishes state and report of one device."""
 
-    Args:
-        store: holds release, choice, gains and counts of windows.
-        learner: knows the recordings that cannot be read.
-        traffic: bytes (up, down) of this connection.
-    """
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return Report(
-        store.state().release,
-        store.text("choice"),
-        store.number("holdout_windows", 0),
-        float(store.text("gain")),
-        store.number("labelled_windows", 0),
-        store.number("unlabelled_windows", 0),
-        usage.ru_utime + usage.ru_stime,
-        memory.peak_resident_bytes() or usage.ru_maxrss * 1024,
-        *traffic,
-        learner.problems(),
-        float(store.text("personal_gain")),
-    )
+    def __init__(
+        self,
+        store: Store,
+        *,
+        device: str,
+        topics: Topics,
+        key: PrivateKey,
+        publish: Publish,
+        now: Callable[[], float],
+        traffic: Callable[[], tuple[int, int]],
+    ) -> None:
+        """Begin a session.
+
+        Args:
+            store: holds release, choice, gains and counts of windows; counts the sessions.
+            device: its name.
+            topics: of the federation.
+            key: signs what is said.
+            publish: (topic, payload, retain) -> handed to the broker.
+            now: Unix seconds.
+            traffic: bytes (up, down) of this connection.
+        """
+        self._store = store
+        self._device = device
+        self._topics = topics
+        self._key = key
+        self._publish = publish
+        self._now = now
+        self._traffic = traffic
+        self._session = store.next_session(int(now() * 1000))
+        self._said_at = now()
+        self.labelled = 0
+        """Labelled windows that the device can train on now."""
+
+    def due(self) -> bool:
+        """Whether it is time to say everything again."""
+        return not 0 <= self._now() - self._said_at < REPEAT_SECONDS  # clocks go back, too
+
+    def state(self, state: State, waits: str) -> None:
+        """Publish what the device runs."""
+        topic, payload = self.sealed_state(state, waits, online=True)
+        self._said_at = self._now()
+        self._publish(topic, payload, True)
+
+    def sealed_state(self, state: State, waits: str, *, online: bool) -> tuple[str, bytes]:
+        """Topic and message of what the device runs; a release counts as held only once it was adopted.
+
+        Args:
+            state: of the participant.
+            waits: why no updates are sent at the moment.
+            online: False in the last will.
+        """
+        topic = self._topics.up(self._device, "state")
+        message = DeviceState(
+            online,
+            self._session,
+            self._key.public.raw,
+            _agent_version(),
+            state.package,
+            state.release if state.base else -1,
+            self.labelled,
+            waits,
+        )
+        return topic, seal(message, self._key, topic)
+
+    def report(self, problems: tuple[str, ...]) -> None:
+        """Publish the gate's verdict on the release that is held, and what taking part has cost so far.
+
+        Args:
+            problems: recordings that cannot be read, with the reason.
+        """
+        store, usage = self._store, resource.getrusage(resource.RUSAGE_SELF)
+        message = Report(
+            store.state().release,
+            store.text("choice"),
+            store.number("holdout_windows", 0),
+            float(store.text("gain")),
+            store.number("labelled_windows", 0),
+            store.number("unlabelled_windows", 0),
+            usage.ru_utime + usage.ru_stime,
+            memory.peak_resident_bytes() or usage.ru_maxrss * 1024,
+            *self._traffic(),
+            problems,
+            float(store.text("personal_gain")),
+        )
+        topic = self._topics.up(self._device, "report")
+        self._publish(topic, seal(message, self._key, topic), False)
 
 
 def _agent_version() -> str:

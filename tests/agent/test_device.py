@@ -15,6 +15,7 @@ import pytest
 from agent.config import AgentConfig, LimitsConfig, SourceConfig
 from agent.device import DeviceAgent
 from agent.outbox import RESEND_SECONDS
+from agent.reporting import REPEAT_SECONDS
 from agent.resources import READ_SECONDS, Resources
 from agent.store import Store
 from agent.work import CHECKPOINT_SECONDS
@@ -577,3 +578,14 @@ def test_the_owner_can_be_stricter_than_the_charter(trained: Device) -> None:
     assert trained.said(DeviceState, "state")[-1].waits == "bytes per day"
     trained.open_round(1, trained.release(1))
     assert trained.wire.take(UP["update"]) == []
+
+
+def test_what_a_full_queue_may_have_dropped_is_said_again_every_hour(trained: Device) -> None:
+    trained.wire.published.clear()
+    for _ in range(2):
+        trained.clock.advance(REPEAT_SECONDS)
+        trained.agent.tick()
+        [state], [report] = trained.said(DeviceState, "state"), trained.said(Report, "report")
+        assert (state.release, report.release) == (0, 0)
+        trained.agent.tick()
+        assert not trained.said(DeviceState, "state")
