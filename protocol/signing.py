@@ -111,6 +111,8 @@ def sign(payload: bytes, key: PrivateKey, context: bytes) -> bytes:
 def verify(envelope: bytes, key: PublicKey, context: bytes, *, limit: int) -> bytes:
     """Check an envelope and return its payload.
 
+    Memory: at most `limit` and two kilobytes beside the envelope.
+
     Args:
         envelope: COSE_Sign1, tagged.
         key: whose signature is expected.
@@ -123,7 +125,7 @@ def verify(envelope: bytes, key: PublicKey, context: bytes, *, limit: int) -> by
     """
     payload, signature = _open(envelope, limit)
     key.verify(signature, _signed(payload, context))
-    return payload
+    return bytes(payload)
 
 
 def signed_payload(envelope: bytes, *, limit: int) -> bytes:
@@ -132,26 +134,28 @@ def signed_payload(envelope: bytes, *, limit: int) -> bytes:
     Raises:
         EncodingError: not a bounded COSE_Sign1 envelope.
     """
-    return _open(envelope, limit)[0]
+    return bytes(_open(envelope, limit)[0])
 
 
-def _open(envelope: bytes, limit: int) -> tuple[bytes, bytes]:
-    """Return payload and signature of a bounded envelope."""
+def _open(envelope: bytes, limit: int) -> tuple[memoryview, bytes]:
+    """Return payload, not copied, and signature of a bounded envelope."""
     if len(envelope) > limit + ENVELOPE_BYTES:
         raise EncodingError(f"expected at most {limit + ENVELOPE_BYTES} bytes, got {len(envelope)}")
     if not envelope.startswith(_HEADERS):
         raise EncodingError("expected a COSE_Sign1 envelope with EdDSA and no further headers")
-    cbor.check(envelope, limit=limit + ENVELOPE_BYTES, tag=cbor.COSE_SIGN1_TAG)
-    try:
-        parts = cbor2.loads(envelope).value
-    except (cbor2.CBORError, ValueError, TypeError) as error:
-        raise EncodingError(f"malformed envelope: {error}") from error
-    match parts:
-        case [bytes(), dict(), bytes() as payload, bytes() as signature] if len(payload) <= limit:
-            return payload, signature
-    raise EncodingError("expected a COSE_Sign1 envelope with an embedded payload")
+    start, end = cbor.byte_string(envelope, len(_HEADERS))
+    signature_start, signature_end = cbor.byte_string(envelope, end)
+    if end - start > limit or signature_end != len(envelope):
+        raise EncodingError(
+            f"expected a payload of at most {limit} bytes, a signature, and nothing behind it"
+        )
+    return memoryview(envelope)[start:end], envelope[signature_start:signature_end]
 
 
-def _signed(payload: bytes, context: bytes) -> bytes:
-    """What the signature is over: the Sig_structure of RFC 9052, section 4.4."""
-    return cbor2.dumps(["Signature1", _PROTECTED, context, payload])
+def _signed(payload: bytes | memoryview, context: bytes) -> bytes:
+    """What the signature is over: the Sig_structure of RFC 9052, section 4.4; one copy of the payload."""
+    head = bytearray(cbor2.dumps(len(payload)))
+    head[0] |= 2 << 5  # a number's head becomes that of a byte string of this length
+    return b"".join(
+        [b"\x84", cbor2.dumps("Signature1"), cbor2.dumps(_PROTECTED), cbor2.dumps(context), head, payload]
+    )

@@ -71,6 +71,13 @@ def test_equal_maps_have_equal_bytes_whatever_their_order() -> None:
         ("82 18 01", "ends early"),
         ("a1 01", "longer than its message"),
         ("61 ff", "malformed"),
+        ("62 c3 28", "malformed"),
+        ("f7", "unexpected simple CBOR value 23"),
+        ("f8 20", "unexpected simple CBOR value 32"),
+        ("e0", "unexpected simple CBOR value 0"),
+        ("a1 80 00", "expected an integer or a string as key, got list"),
+        ("a1 a0 00", "expected an integer or a string as key, got dict"),
+        ("a1 f9 7e00 00", "expected an integer or a string as key, got float"),
     ],
 )
 def test_a_malformed_item_is_refused_with_its_reason(data: str, reason: str) -> None:
@@ -96,15 +103,24 @@ def test_size_is_checked_before_content() -> None:
         cbor.decode(b"\xff" * 5, limit=4)
 
 
-def test_a_tag_is_taken_only_where_it_is_named() -> None:
-    tagged = cbor2.dumps(cbor2.CBORTag(18, [1]))
-    cbor.check(tagged, limit=LIMIT, tag=18)
-    with pytest.raises(EncodingError, match="expected CBOR tag 17 in front"):
-        cbor.check(tagged, limit=LIMIT, tag=17)
-    with pytest.raises(EncodingError, match="expected CBOR tag 18 in front"):
-        cbor.check(b"\x81\x01", limit=LIMIT, tag=18)
-    with pytest.raises(EncodingError, match="unexpected CBOR tag 18"):
-        cbor.check(b"\xd2" + tagged, limit=LIMIT, tag=18)
+def test_a_byte_string_is_found_where_it_stands_or_refused() -> None:
+    data = b"\x00\x43abc\x63abc"
+    assert cbor.byte_string(data, 1) == (2, 5)
+    for position in (0, 5, 9):
+        with pytest.raises(EncodingError):
+            cbor.byte_string(data, position)
+    with pytest.raises(EncodingError, match="within its message"):
+        cbor.byte_string(b"\x5b" + b"\xff" * 8 + b"abc", 0)
+
+
+@settings(max_examples=300)
+@given(plain)
+def test_another_decoder_reads_the_same(value: object) -> None:
+    data = cbor2.dumps(value)
+    if depth(value) <= cbor.MAX_DEPTH:
+        mine, other = cbor.decode(data, limit=1 << 16), cbor2.loads(data)
+        assert mine == other
+        assert cbor.encode(mine) == cbor.encode(other)  # floats of the same bits, no True for 1
 
 
 @settings(max_examples=300)
@@ -137,9 +153,10 @@ def test_a_flipped_byte_is_decoded_or_refused(value: object, data: st.DataObject
         b"\x9b\x00\x00\x00\x00\x7f\xff\xff\xff" + bytes(1015),
         b"\xbb\x00\x00\x00\x00\x7f\xff\xff\xff" + bytes(1015),
         b"\x81" * 1023 + b"\x00",
+        b"\x79\x03\xfd" + b"x" * 1017 + "\U0001f600".encode(),
     ],
 )
-def test_a_kilobyte_cannot_claim_a_megabyte(data: bytes) -> None:
+def test_a_message_takes_no_more_memory_than_twice_its_limit(data: bytes) -> None:
     tracemalloc.start()
     try:
         cbor.decode(data, limit=LIMIT)
@@ -148,4 +165,19 @@ def test_a_kilobyte_cannot_claim_a_megabyte(data: bytes) -> None:
     finally:
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-    assert peak < 1 << 20
+    assert peak < cbor.LEAST_MEMORY + 4096  # the error itself
+
+
+def test_of_a_large_message_memory_is_bounded_as_well() -> None:
+    limit = 1 << 20
+    for body in (b"\x80", b"\xa0", b"\xa1\x80\x80", b"\x20", b"\x61\xc3"):
+        items = (limit - 5) // len(body)
+        data = b"\x9a" + items.to_bytes(4, "big") + body * items
+        with pytest.raises(EncodingError, match=r"too much memory|key|malformed"):
+            cbor.decode(data, limit=limit)
+
+
+def test_the_longest_string_that_fits_is_not_refused() -> None:
+    value = {1: bytes(1 << 20), **dict.fromkeys(range(2, 15), 0.5)}
+    data = cbor.encode(value)
+    assert cbor.decode(data, limit=len(data)) == value
