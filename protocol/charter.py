@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TypeVar
 
+from protocol.errors import shown
+
 Number = TypeVar("Number", int, float)
 
 _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)", re.ASCII)
@@ -51,7 +53,7 @@ class TrainingPolicy:
 
     def __post_init__(self) -> None:
         if self.optimizer not in ("adamw", "sgd"):
-            raise ValueError(f"optimizer: expected adamw or sgd, got {self.optimizer!r}")
+            raise ValueError(f"optimizer: expected adamw or sgd, got {shown(self.optimizer)}")
         check_range("learning_rate", self.learning_rate, 1e-8, 10)
         check_range("weight_decay", self.weight_decay, 0, 1)
         check_range("momentum", self.momentum, 0, 0.9999)
@@ -65,7 +67,7 @@ class TrainingPolicy:
         check_range("early_stopping", self.early_stopping, 0, 1000)
         check_range("number of learning_rate_factors", len(self.learning_rate_factors), 0, 256)
         for name, factor in self.learning_rate_factors.items():
-            check_range(f"learning_rate_factors of {name!r}", factor, 0, 100)
+            check_range(f"learning_rate_factors of {shown(name)}", factor, 0, 100)
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class SendingPolicy:
         check_range("number of quiet_hours", len(self.quiet_hours), 0, MAX_QUIET_HOURS)
         for hours in self.quiet_hours:
             if not _HOURS.fullmatch(hours):
-                raise ValueError(f'quiet_hours: expected "HH:MM-HH:MM", got {hours!r}')
+                raise ValueError(f'quiet_hours: expected "HH:MM-HH:MM", got {shown(hours)}')
         check_range("maximum_outstanding", self.maximum_outstanding, 0, 256)
         check_range("carry_over", self.carry_over, 0, 1)
         check_range("maximum_wait_hours", self.maximum_wait_hours, 0, 24 * 366)

@@ -1,5 +1,19 @@
 """Errors of the protocol: one root, so that a boundary can catch everything a peer may have caused."""
 
+import reprlib
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+_SHORT.maxlist = _SHORT.maxtuple = 12
+
+
+def shown(value: object) -> str:
+    """Cut the `repr` of a value for an error's text.
+
+    What a peer sent may be megabytes, and ten times that where its characters have to be escaped.
+    """
+    return _SHORT.repr(value)
+
 
 class ProtocolError(Exception):
     """Something that came from outside is not what the protocol allows."""

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from protocol.errors import shown
+
 TIMESERIES, IMAGE = "timeseries", "image"
 KINDS = (TIMESERIES, IMAGE)
 COLOURS = (("grey",), ("red", "green", "blue"))
@@ -62,12 +64,12 @@ class InputSchema:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {self.kind!r}")
+            raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {shown(self.kind)}")
         if not self.channels or len(set(self.channels)) != len(self.channels):
             raise ValueError("channels: expected at least one name and no name twice")
         reserved = {"label", "timestamp"} & set(self.channels)
         if reserved:
-            raise ValueError(f"channels: {min(reserved)!r} is the name of a reserved column")
+            raise ValueError(f"channels: {shown(min(reserved))} is the name of a reserved column")
         if not 0 < self.sample_rate_hz < 1e9:
             raise ValueError(f"sample_rate_hz: expected a positive number, got {self.sample_rate_hz}")
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
@@ -75,7 +77,7 @@ class InputSchema:
         if self.of_images:
             self._check_image()
         elif self.image is not None:
-            raise ValueError(f"image: only for kind {IMAGE!r}, got kind {self.kind!r}")
+            raise ValueError(f"image: only for kind {IMAGE!r}, got kind {shown(self.kind)}")
 
     @property
     def of_images(self) -> bool:
@@ -93,11 +95,11 @@ class InputSchema:
             raise ValueError(f"image: missing; kind {IMAGE!r} needs height and width")
         if self.channels not in COLOURS:
             expected = " or ".join(str(list(colours)) for colours in COLOURS)
-            raise ValueError(f"channels: expected {expected} for pictures, got {list(self.channels)}")
+            raise ValueError(f"channels: expected {expected} for pictures, got {shown(list(self.channels))}")
         for name in self.classes:
             # A class is a folder on every device.
             if not name or name[0] == "." or {"/", "\\", "\0"} & set(name) or name == UNLABELLED_FOLDER:
                 raise ValueError(
                     f"classes: expected names that can be folders (not {UNLABELLED_FOLDER!r}, no slash, "
-                    f"no full stop first), got {name!r}"
+                    f"no full stop first), got {shown(name)}"
                 )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from protocol import cbor, records
 from protocol.artifacts import Artifact
 from protocol.charter import SendingPolicy, StalenessPolicy, TrainingPolicy, check_range
+from protocol.errors import shown
 from protocol.signing import PrivateKey, PublicKey, sign, signed_payload, verify
 from protocol.topics import check_name, context
 
@@ -162,7 +163,7 @@ class Receipt:
     def __post_init__(self) -> None:
         _check_hash("update", self.update)
         if self.verdict not in VERDICTS:
-            raise ValueError(f"verdict: expected one of {', '.join(VERDICTS)}, got {self.verdict!r}")
+            raise ValueError(f"verdict: expected one of {', '.join(VERDICTS)}, got {shown(self.verdict)}")
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ class Release:
         if self.steps and not self.base:
             raise ValueError(f"steps: expected none without a base, got {len(self.steps)} bytes")
         if self.default not in DEFAULTS:
-            raise ValueError(f"default: expected one of {', '.join(DEFAULTS)}, got {self.default!r}")
+            raise ValueError(f"default: expected one of {', '.join(DEFAULTS)}, got {shown(self.default)}")
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ class Report:
 
     def __post_init__(self) -> None:
         if self.choice not in CHOICES:
-            raise ValueError(f"choice: expected one of {', '.join(CHOICES)}, got {self.choice!r}")
+            raise ValueError(f"choice: expected one of {', '.join(CHOICES)}, got {shown(self.choice)}")
         check_range("release", self.release, 0, MAX_COUNT)
         for name in ("holdout_windows", "labelled_windows", "unlabelled_windows"):
             check_range(name, getattr(self, name), 0, MAX_COUNT)

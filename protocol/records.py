@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 from protocol.errors import SchemaError
 
 Record = TypeVar("Record")
+_KEY_SHOWN = 80
+"""Characters of a table's key in an error's text; a peer's may be megabytes."""
 
 
 @functools.cache
@@ -105,7 +107,10 @@ def _checked(hint: Any, value: Any, path: str, nested: Any) -> Any:
     if origin is dict and isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
             raise SchemaError(f"{path}: expected text keys")
-        return {key: _checked(arguments[1], item, _join(path, key), nested) for key, item in value.items()}
+        return {
+            key: _checked(arguments[1], item, _join(path, key[:_KEY_SHOWN]), nested)
+            for key, item in value.items()
+        }
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return nested(hint, value, path)
     if hint is float and type(value) is int:

@@ -12,7 +12,7 @@ topic is also the context that a message's signature is bound to.
 import re
 from dataclasses import dataclass
 
-from protocol.errors import EncodingError
+from protocol.errors import EncodingError, shown
 
 PREFIX = "fl/v1"
 UP = ("state", "update", "report", "get")
@@ -28,7 +28,7 @@ def check_name(name: str) -> str:
         ValueError: empty, longer than 64 characters, or with other characters than A-Z a-z 0-9 _ . -
     """
     if not _NAME.fullmatch(name):
-        raise ValueError(f"expected 1 to 64 characters of A-Z a-z 0-9 _ . -, got {name!r}")
+        raise ValueError(f"expected 1 to 64 characters of A-Z a-z 0-9 _ . -, got {shown(name)}")
     return name
 
 
@@ -63,11 +63,11 @@ class Topics:
         Raises:
             EncodingError: not such a topic of this federation.
         """
-        parts = topic.split("/")
+        parts = topic.split("/", 6)  # a hostile topic may have 65,535 levels
         match parts:
             case ["fl", "v1", self.federation, "up", device, kind] if kind in UP and _NAME.fullmatch(device):
                 return device, kind
-        raise EncodingError(f"expected a topic {self.up('DEVICE', 'KIND')}, got {topic!r}")
+        raise EncodingError(f"expected a topic {self.up('DEVICE', 'KIND')}, got {shown(topic)}")
 
 
 def context(topic: str) -> bytes:

@@ -1,6 +1,7 @@
 """Wire messages: every class crosses the wire, keeps its field numbers, and resists a hostile sender."""
 
 import contextlib
+import tracemalloc
 from dataclasses import fields, replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol import cbor, records
-from protocol.artifacts import Artifact
+from protocol.artifacts import MAX_CHUNKS, Artifact
 from protocol.charter import TrainingPolicy
 from protocol.errors import EncodingError, ProtocolError, SchemaError, SignatureError
 from protocol.messages import (
@@ -233,3 +234,48 @@ def test_hostile_bytes_are_refused(kind: type, data: bytes) -> None:
             unseal(kind, envelope, KEY.public, TOPIC)
         with contextlib.suppress(ProtocolError):
             peek(kind, envelope)
+
+
+ARTIFACT = {1: bytes(32), 2: 5, 3: 5, 4: [bytes(32)]}
+HOSTILE: dict[str, tuple[type, int, dict[int, object]]] = {
+    "text that is escaped": (Round, 1 << 20, {1: 1, 2: bytes(32), 3: bytes(32), 4: ["\0" * 900_000], 5: 0.0}),
+    "text that fills it": (Round, 1 << 20, {1: 1, 2: "x" * 1_000_000}),
+    "a key that is no name": (
+        Announcement,
+        1 << 20,
+        {1: 1, 2: "x", 3: ARTIFACT, 4: {14: {"\0" * 900_000: -1.0}}},
+    ),
+    "many keys": (
+        Announcement,
+        1 << 20,
+        {1: 1, 2: "x", 3: ARTIFACT, 4: {14: {str(number): 1.0 for number in range(60_000)}}},
+    ),
+    "wide text": (Announcement, 1 << 20, {1: 1, 2: "x" * 1_000_000 + "\U0001f600"}),
+    "empty lists": (Round, 1 << 20, {4: [[]] * 1_000_000}),
+    "empty maps": (Round, 1 << 20, {4: [{}] * 1_000_000}),
+    "a body that fills it": (Update, 1 << 20, {1: 1, 2: bytes(8), 3: 1, 4: b"", 5: bytes((1 << 20) - 99)}),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_message_takes_at_most_twice_its_limit_of_memory(what: str) -> None:
+    kind, limit, fields = HOSTILE[what]
+    envelope = sign(cbor.encode(fields), KEY, context(TOPIC))
+    tracemalloc.start()
+    with contextlib.suppress(ProtocolError):
+        unseal(kind, envelope, KEY.public, TOPIC, limit=limit)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2 * limit + 16 * 1024
+
+
+def test_a_round_of_a_hundred_thousand_devices_is_read() -> None:
+    cohort = tuple(f"device-{number:06}" for number in range(100_000))
+    message = Round(1, bytes(32), bytes(32), cohort, 0.0)
+    assert unseal(Round, seal(message, KEY, TOPIC), KEY.public, TOPIC) == message
+
+
+def test_an_announcement_of_as_many_chunks_as_there_may_be_is_read() -> None:
+    chunks = tuple(number.to_bytes(32, "big") for number in range(MAX_CHUNKS))
+    message = Announcement(1, "x", Artifact(bytes(32), 1024 * MAX_CHUNKS, 1024, chunks), TrainingPolicy())
+    assert unseal(Announcement, seal(message, KEY, TOPIC), KEY.public, TOPIC) == message

@@ -1,6 +1,7 @@
 """Topics: who may be named in them, and what a subscriber reads out of them."""
 
 import contextlib
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -62,3 +63,13 @@ def test_any_text_is_read_or_refused(topic: str) -> None:
     with contextlib.suppress(EncodingError):
         device, kind = TOPICS.parse_up(topic)
         assert TOPICS.up(check_name(device), kind) == topic
+
+
+def test_a_topic_of_many_levels_is_refused_without_being_cut_into_them() -> None:
+    topic = "fl/v1/pumps/up/" + "ab/" * 21_000
+    tracemalloc.start()
+    with pytest.raises(EncodingError):
+        TOPICS.parse_up(topic)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 6 * len(topic)  # the text of the error, and its parts
