@@ -259,8 +259,14 @@ class Link:
         )
 
     def _on_message(self, _client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
-        self.bytes_down += len(message.topic) + len(message.payload)
-        self._put(Received(message.topic, bytes(message.payload), message.mid, message.qos, self._connection))
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            # A broker must not send such a topic. An error here would end paho's thread, and so the link.
+            log.warning("dropped a message: its topic is not UTF-8")
+            return
+        self.bytes_down += len(topic) + len(message.payload)
+        self._put(Received(topic, bytes(message.payload), message.mid, message.qos, self._connection))
 
     def _on_socket_open(self, client: paho.Client, _userdata: Any, _socket: Any) -> None:
         """Some 3.1.1 brokers neither answer nor close when they cannot read an MQTT 5 greeting."""
