@@ -28,6 +28,7 @@ The manifest names the SHA-256 of every other member. This module works on bytes
 
 import hashlib
 import io
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from protocol import cbor, records
-from protocol.errors import ArtifactError
+from protocol.errors import ArtifactError, shown
 from protocol.input_schema import InputSchema, WindowSpec
 from protocol.signing import ENVELOPE_BYTES, PrivateKey, PublicKey, sign, signed_payload, verify
 
@@ -63,9 +64,22 @@ ENGINES: Mapping[str, tuple[str, ...]] = {
 """Training engines, and the members that each of them needs."""
 MAX_PACKAGE_BYTES = 512 * 1024 * 1024
 MAX_MANIFEST_BYTES = 1024 * 1024
+MAX_DIRECTORY_BYTES = 64 * 1024
+"""Of the archive's central directory: zipfile makes an object for each entry before anything is checked."""
+MAX_ADAPTER_HEADER_BYTES = 64 * 1024
+"""Of the safetensors file beside its values."""
 MAX_PARAMETERS = 4_000_000
+EXTRACT_MEMORY = 4 * 1024 * 1024
+"""Bytes that `extract` takes at most, whatever the archive: directory, manifest and one block."""
 CONTEXT = b"graftwork/1/package"
 _BLOCK_BYTES = 1 << 20
+_END_OF_DIRECTORY = struct.Struct("<4s4H2LH")
+_END_OF_DIRECTORY_64 = struct.Struct("<4sLQL")
+_UNREADABLE = (
+    zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, OSError, RuntimeError, OverflowError,
+    struct.error, LookupError,
+)  # fmt: skip
+"""What zipfile raises when it reads hostile bytes."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +91,7 @@ class Segment:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise ValueError(f"segment {self.name!r}: expected a positive size, got {self.size}")
+            raise ValueError(f"segment {shown(self.name)}: expected a positive size, got {self.size}")
 
 
 @dataclass(frozen=True)
@@ -154,7 +168,7 @@ class Manifest:
 
     def _check_engines(self) -> None:
         if ONNXRUNTIME not in self.engines or len(set(self.engines)) != len(self.engines):
-            raise ValueError(f"engines: expected {ONNXRUNTIME}, and no name twice, got {self.engines}")
+            raise ValueError(f"engines: expected {ONNXRUNTIME}, and no name twice, got {shown(self.engines)}")
         for engine in self.engines:
             missing = set(ENGINES.get(engine, ())) - set(self.files)
             if missing:
@@ -225,10 +239,12 @@ def extract(stream: BinaryIO, publisher: PublicKey | None, write: Callable[[str,
         ArtifactError: the archive is malformed or does not match its manifest.
     """
     try:
+        _check_directory(stream)
         with zipfile.ZipFile(stream) as archive:
             infos = _check_infos(archive.infolist())
             manifest = _read_manifest(archive.read(infos.pop(MANIFEST)), publisher)
             _check_names(manifest, infos)
+            _check_adapter_size(infos[ADAPTER].file_size, manifest.parameters)
             for name, info in infos.items():
                 digest = hashlib.sha256()
                 write(name, b"")  # an empty member is there, too
@@ -237,7 +253,7 @@ def extract(stream: BinaryIO, publisher: PublicKey | None, write: Callable[[str,
                         digest.update(block)
                         write(name, block)
                 _check_hash(name, manifest.files[name], digest.digest())
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, OSError, RuntimeError) as error:
+    except _UNREADABLE as error:
         raise ArtifactError(f"not a readable archive: {error}") from error
     return manifest
 
@@ -250,9 +266,12 @@ def write_adapter(adapter: NDArray[np.float32]) -> bytes:
 def read_adapter(data: bytes, parameters: int) -> NDArray[np.float32]:
     """Read a flat adapter vector, float32 [parameters], from safetensors.
 
+    Memory: at most four times the largest accepted file, MAX_ADAPTER_HEADER_BYTES and 4 bytes a parameter.
+
     Raises:
-        ArtifactError: the file is malformed or holds another shape or type.
+        ArtifactError: the file is too large, malformed, or holds another shape or type.
     """
+    _check_adapter_size(len(data), parameters)
     try:
         tensors = safetensors.numpy.load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -265,13 +284,36 @@ def read_adapter(data: bytes, parameters: int) -> NDArray[np.float32]:
     return adapter
 
 
+def _check_directory(stream: BinaryIO) -> None:
+    """Bound the directory before zipfile reads it; an archive ends with the record that tells its size."""
+    tail_bytes = _END_OF_DIRECTORY_64.size + _END_OF_DIRECTORY.size
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(max(0, size - tail_bytes))
+    tail = stream.read(tail_bytes)
+    if len(tail) != tail_bytes or tail[-_END_OF_DIRECTORY.size :][:4] != b"PK\x05\x06":
+        raise ArtifactError("not a readable archive: expected a ZIP without a comment")
+    if tail[:4] == b"PK\x06\x07":
+        raise ArtifactError("not a readable archive: expected a ZIP without ZIP64 records")
+    directory_bytes = _END_OF_DIRECTORY.unpack(tail[-_END_OF_DIRECTORY.size :])[5]
+    if directory_bytes > MAX_DIRECTORY_BYTES:
+        raise ArtifactError(
+            f"expected a directory of at most {MAX_DIRECTORY_BYTES} bytes, got {directory_bytes}"
+        )
+
+
+def _check_adapter_size(size: int, parameters: int) -> None:
+    limit = 4 * parameters + MAX_ADAPTER_HEADER_BYTES
+    if size > limit:
+        raise ArtifactError(f"member {ADAPTER!r}: expected at most {limit} bytes, got {size}")
+
+
 def _check_infos(infos: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
     if sum(info.file_size for info in infos) > MAX_PACKAGE_BYTES:
         raise ArtifactError(f"expected at most {MAX_PACKAGE_BYTES} bytes")
     for info in infos:
         # Stored members cannot unfold into more bytes than the archive has.
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-            raise ArtifactError(f"member {info.filename!r}: expected a stored member")
+            raise ArtifactError(f"member {shown(info.filename)}: expected a stored member")
     members = {info.filename: info for info in infos}
     if len(members) != len(infos):
         raise ArtifactError("a member stands in the archive twice")
@@ -291,12 +333,12 @@ def _read_manifest(signed: bytes, publisher: PublicKey | None) -> Manifest:
 def _check_names(manifest: Manifest, members: Mapping[str, object]) -> None:
     odd = set(members) ^ set(manifest.files)
     if odd:
-        raise ArtifactError(f"member {min(odd)!r} is missing or not in the manifest")
+        raise ArtifactError(f"member {shown(min(odd))} is missing or not in the manifest")
 
 
 def _check_hash(name: str, expected: bytes, found: bytes) -> None:
     if found != expected:
-        raise ArtifactError(f"member {name!r}: expected SHA-256 {expected.hex()}, got {found.hex()}")
+        raise ArtifactError(f"member {shown(name)}: expected SHA-256 {expected.hex()}, got {found.hex()}")
 
 
 __all__ = [

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import struct
+import tracemalloc
 import zipfile
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,9 @@ from protocol.errors import ArtifactError, ProtocolError, SignatureError
 from protocol.package import (
     ADAPTER,
     CONTEXT,
+    EXTRACT_MEMORY,
     MANIFEST,
+    MAX_ADAPTER_HEADER_BYTES,
     MEMBERS,
     PREFIX,
     STEP,
@@ -153,6 +156,58 @@ def test_a_member_that_the_manifest_does_not_name_is_refused() -> None:
 def test_a_missing_member_is_refused() -> None:
     with pytest.raises(ArtifactError, match=r"'step\.onnx' is missing or not in the manifest"):
         unpack(archive([entry for entry in contents() if entry[0] != STEP]), PUBLISHER.public)
+
+
+def with_directory(directory: bytes, start: int = 0, before_end: bytes = b"") -> bytes:
+    """An archive with this central directory at `start`, and nothing else."""
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, len(directory), start, 0)
+    return directory + before_end + end
+
+
+def directory_entry(name: bytes, offset: int = 0, extra: bytes = b"") -> bytes:
+    head = struct.pack(
+        "<4s6H3L5H2L", b"PK\x01\x02", 20, 20, 0, 0, 0, 33, 0, 0, 0, len(name), len(extra), 0, 0, 0, 0, offset
+    )
+    return head + name + extra
+
+
+def test_a_long_directory_is_refused_before_it_is_read() -> None:
+    archive = with_directory(b"".join(directory_entry(b"%06d" % number) for number in range(20_000)))
+    tracemalloc.start()
+    with pytest.raises(ArtifactError, match="a directory of at most"):
+        unpack(archive, PUBLISHER.public)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < EXTRACT_MEMORY
+
+
+def test_a_directory_that_hides_behind_a_comment_or_zip64_is_refused() -> None:
+    package = tiny_package()
+    with pytest.raises(ArtifactError, match="without a comment"):
+        unpack(package[:-2] + b"\x03\x00abc", PUBLISHER.public)
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 1)
+    with pytest.raises(ArtifactError, match="without ZIP64"):
+        unpack(package[:-22] + locator + package[-22:], PUBLISHER.public)
+
+
+@pytest.mark.parametrize("offset", [1 << 63, (1 << 64) - 1, 1 << 62])
+def test_a_member_that_stands_beyond_any_file_is_refused(offset: int) -> None:
+    extra = struct.pack("<2HQ", 1, 8, offset)
+    archive = with_directory(directory_entry(MANIFEST.encode(), 0xFFFFFFFF, extra))
+    with pytest.raises(ArtifactError):
+        unpack(archive, PUBLISHER.public)
+
+
+def test_an_adapter_larger_than_its_parameters_is_refused_before_it_is_read() -> None:
+    members = tiny_members()
+    huge = members[ADAPTER] + bytes(MAX_ADAPTER_HEADER_BYTES)
+    package = repacked(tiny_manifest(members), ADAPTER, huge, members)
+    written: set[str] = set()
+    with pytest.raises(ArtifactError, match="expected at most"):
+        extract(io.BytesIO(package), PUBLISHER.public, lambda name, _: written.add(name))
+    assert not written
+    with pytest.raises(ArtifactError, match="expected at most"):
+        read_adapter(huge, PARAMETERS)
 
 
 def test_an_archive_without_manifest_is_refused() -> None:
