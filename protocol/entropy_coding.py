@@ -34,6 +34,9 @@ MAX_TUPLE_LENGTH = 5
 """The product of so many frequencies fits into 64 bits."""
 LOW = 1 << 16
 """States stand in [LOW, LOW << 16) between steps."""
+MEMORY_PER_SYMBOL = 32
+"""Bytes that `decode` takes at most for each symbol that is wanted, beside MEMORY_OF_TABLES."""
+MEMORY_OF_TABLES = 1 << 20
 MAX_LANES_LOG2 = 10
 MAX_SYMBOL = 1 << 20
 
@@ -73,6 +76,8 @@ def encode(symbols: NDArray[np.int32]) -> bytes:
 
 def decode(body: bytes, count: int) -> NDArray[np.int32]:
     """Decode exactly `count` symbols, int32 [count].
+
+    Memory: at most MEMORY_PER_SYMBOL * count + MEMORY_OF_TABLES, whatever the body.
 
     Raises:
         EncodingError: not a body that `encode` writes for `count` symbols.

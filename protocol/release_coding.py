@@ -35,6 +35,9 @@ MAX_EXPONENT = 27
 DIFFERENCE_BITS = 40
 """Differences stay below 2**DIFFERENCE_BITS units in magnitude, 1024.0: far more than any mean of updates,
 and little enough for an exact conversion to float64."""
+MEMORY_PER_PARAMETER = 48
+"""Bytes that restoring an adapter takes at most for each parameter, beside entropy coding's tables and the
+body once more."""
 _ROUND_UP = 3
 """Eighths of a step from which on a value is rounded up: the last 3 of 8."""
 _SQUARED_BITS = 20
@@ -158,6 +161,8 @@ def release_adapter(
     release: Release, base: NDArray[np.float32] | None, segments: Iterable[slice], parameters: int
 ) -> NDArray[np.float32]:
     """Restore the adapter of a release from its message, float32 [parameters], and check it against its name.
+
+    Memory: at most MEMORY_PER_PARAMETER * parameters, the tables of entropy coding, and once the body.
 
     Args:
         release: a message with a body.
