@@ -4,9 +4,14 @@ Needs no fuzzer. `observe` lets through whatever a decoder does not declare, and
 """
 
 import functools
+import importlib.util
+import json
 import logging
+import subprocess
+import sys
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -15,7 +20,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz import mutations
 from tests.fuzz.catalogue import CORPUS, TARGETS, kept
-from tests.fuzz.target import observe
+from tests.fuzz.target import ERROR_BYTES, Case, MemoryFindingError, Target, observe
 
 by_target = pytest.mark.parametrize("name", TARGETS)
 EXAMPLES = 200
@@ -80,3 +85,44 @@ def test_any_bytes_are_decoded_or_refused_within_their_memory(name: str, data: b
 def test_the_corpus_stays_small() -> None:
     assert {path.name for path in CORPUS.iterdir() if path.is_dir()} == set(TARGETS)
     assert sum(path.stat().st_size for name in TARGETS for path in kept(name)) < 1 << 20
+
+
+def faulty(decode: Callable[[Callable[[], None]], object], limit: int = 1024) -> Target:
+    """A target whose decoder does as it is told."""
+    return Target("faulty", lambda _: Case(decode, limit), lambda: [b""], lambda data, *_: data, 1, "nothing")
+
+
+def test_an_error_that_is_not_declared_is_a_finding() -> None:
+    def decode(_: Callable[[], None]) -> object:
+        raise OverflowError
+
+    with pytest.raises(OverflowError):
+        observe(faulty(decode), b"")
+
+
+def test_memory_beyond_twice_the_declared_is_a_finding() -> None:
+    target = faulty(lambda _: bytearray(1024 * 2 + ERROR_BYTES + 1))
+    with pytest.raises(MemoryFindingError, match="declared are 1024"):
+        observe(target, b"")
+    assert observe(faulty(lambda _: bytearray(1024)), b"").accepted
+
+
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed")
+def test_a_campaign_keeps_count_and_leaves_its_corpus(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "tests.fuzz",
+        "topic",
+        "--inputs",
+        "3000",
+        "--json",
+        "--directory",
+        tmp_path,
+    ]
+    ended = subprocess.run(command, capture_output=True, check=False, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    [row] = json.loads(ended.stdout)["targets"]
+    assert (row["inputs"], row["findings"]) == (3000, {})
+    assert row["edges"] > 0
+    assert list((tmp_path / "topic" / "corpus").iterdir())
