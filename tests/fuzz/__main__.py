@@ -124,6 +124,7 @@ def campaign(name: str, options: argparse.Namespace, note: Callable[[int], None]
         state = _slice(directory, arguments, lambda done, start=before["inputs"]: note(start + done))
         ended = not state.pop("done")
         total = _together(before, {**state, **_coverage(directory)})
+        (directory / "total.json").write_text(json.dumps(total))  # of a run that is cut short
     for kind, file in total["findings"].items():
         command = f"python -m tests.fuzz {name} --replay {file}"
         print(f"{name}: {kind}\n    {command}", file=sys.stderr)
