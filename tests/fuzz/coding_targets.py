@@ -6,8 +6,9 @@ from random import Random
 import numpy as np
 
 from protocol import cbor, entropy_coding
+from protocol.charter import StalenessPolicy, TrainingPolicy
 from protocol.errors import ProtocolError
-from protocol.messages import BASE_BYTES, Release, TrainingPolicy, Update
+from protocol.messages import BASE_BYTES, Release, Update
 from protocol.package import Segment
 from protocol.quantisation import Quantised, dequantise, dither_seed, quantise
 from protocol.records import to_numbered
@@ -24,7 +25,7 @@ from protocol.release_coding import (
 )
 from protocol.signing import sign
 from protocol.topics import Topics, context
-from server.intake import Accepted, OpenRound, Rejected, examine, open_update
+from server.intake import Accepted, Lateness, Rejected, RoundTerms, examine, open_update
 from tests.builders import private_key, tiny_manifest, tiny_members
 from tests.fuzz import mutations
 from tests.fuzz.target import Case, Raw, Target
@@ -37,7 +38,8 @@ PARAMETERS = MANIFEST.parameters
 """Few: decoding goes through a row of lanes at a time, and a million inputs are wanted."""
 SEGMENTS = list(MANIFEST.slices().values())
 BASE = np.linspace(-1, 1, PARAMETERS, dtype=np.float32)
-CURRENT = OpenRound(7, adapter_sha256(BASE), frozenset({DEVICE}))
+CURRENT = RoundTerms(7, 6, adapter_sha256(BASE), frozenset({DEVICE}), TrainingPolicy())
+ON_TIME = Lateness(6, StalenessPolicy())
 SEED = dither_seed("pumps", DEVICE, CURRENT.number, CURRENT.base)
 UPDATE_LIMIT = 4096
 MOST_SYMBOLS = 32
@@ -112,9 +114,7 @@ def _update(data: bytes) -> Case:
     def decode(passed: Callable[[], None]) -> object:
         update = open_update(envelope, KEY.public, TOPICS, DEVICE, UPDATE_LIMIT)
         passed()
-        decision = examine(
-            update, DEVICE, CURRENT, federation="pumps", manifest=MANIFEST, policy=TrainingPolicy()
-        )
+        decision = examine(update, DEVICE, CURRENT, ON_TIME, federation="pumps", manifest=MANIFEST)
         if isinstance(decision, Rejected):
             raise ProtocolError(decision.reason)
         assert isinstance(decision, Accepted)
