@@ -11,7 +11,7 @@ from protocol.signing import PrivateKey
 from protocol.topics import Topics
 from runtime import memory
 
-REPEAT_SECONDS = 3600.0
+REPEAT_SECONDS = 6 * 3600.0
 """How often state and report are said again: nobody acknowledges them, and a full queue drops them."""
 
 Publish = Callable[[str, bytes, bool], bool]

@@ -580,7 +580,7 @@ def test_the_owner_can_be_stricter_than_the_charter(trained: Device) -> None:
     assert trained.wire.take(UP["update"]) == []
 
 
-def test_what_a_full_queue_may_have_dropped_is_said_again_every_hour(trained: Device) -> None:
+def test_what_a_full_queue_may_have_dropped_is_said_again_a_few_times_a_day(trained: Device) -> None:
     trained.wire.published.clear()
     for _ in range(2):
         trained.clock.advance(REPEAT_SECONDS)
