@@ -292,6 +292,7 @@ class DeviceAgent:
             "holdout_windows": str(len(material.holdout)),
             "gain": repr(learned.decision.gain),
             "personal_gain": repr(learned.personal_gain),
+            "mixed_gain": repr(learned.mixed_gain),
         }
         adapters = dict(learned.adapters)
         withheld = self._outbox.withheld()

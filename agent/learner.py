@@ -1,8 +1,12 @@
 """One device's learning: data, engine and adapters of the installed package.
 
 From a release it trains two adapters on the same windows: "local" goes on training alone as if there were no
-fleet, "personal" starts from the release. The gate compares both, the release itself ("global") and the
-untouched initial adapter ("backbone") on held-out windows. Messages and storage are not handled here.
+fleet, "personal" starts from the release. The gate compares both, the mean of "personal" and the release
+("mixed"), the release itself ("global") and the untouched initial adapter ("backbone") on held-out windows.
+Messages and storage are not handled here.
+
+What is mixed forgets less of what other devices know than fine-tuning alone, after Wortsman et al. 2022
+(arXiv:2109.01903); with few labels that is worth more than the fit to them.
 """
 
 import hashlib
@@ -58,6 +62,8 @@ class Learned:
     decision: gate.Decision
     personal_gain: float
     """Mean held-out loss of training alone minus that of the personal adapter."""
+    mixed_gain: float
+    """The same of the mixed adapter."""
     personal: Trained
 
 
@@ -160,6 +166,7 @@ class Learner:
         candidates = {
             "local": learned["local"],
             "personal": learned["personal"],
+            "mixed": mixed(release, learned["personal"]),
             "global": release,
             "backbone": initial,
         }
@@ -169,6 +176,7 @@ class Learner:
             {**learned, "global": release, "adopted": candidates[decision.choice]},
             decision,
             gate.mean(gate.gains(held["local"], held["personal"])),
+            gate.mean(gate.gains(held["local"], held["mixed"])),
             self.assess(learned["personal"], material, release),
         )
 
@@ -202,3 +210,8 @@ class Learner:
     def _random(self, release: int, purpose: str) -> Callable[[], np.random.Generator]:
         seed = hashlib.sha256(self._seed + f"{release} {purpose}".encode()).digest()
         return lambda: np.random.Generator(np.random.PCG64(int.from_bytes(seed[:16], "little")))
+
+
+def mixed(release: Floats, personal: Floats) -> Floats:
+    """The mean of a release and of what was trained from it, float32 [parameters]."""
+    return np.asarray(release + np.float32(0.5) * (personal - release), np.float32)

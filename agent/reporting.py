@@ -104,6 +104,7 @@ class Reporter:
             *self._traffic(),
             problems,
             float(store.text("personal_gain")),
+            float(store.text("mixed_gain") or 0),  # absent in a store that an earlier version wrote
         )
         topic = self._topics.up(self._device, "report")
         self._publish(topic, seal(message, self._key, topic), False)

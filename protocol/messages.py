@@ -25,8 +25,8 @@ MAX_COUNT = (1 << 63) - 1
 """Of numbers that a database keeps."""
 BASE_BYTES = 8
 """Of a release's name in a message: enough to notice a mix-up, and the signature covers the rest."""
-CHOICES = ("backbone", "local", "global", "personal")
-DEFAULTS = ("local", "personal")
+CHOICES = ("backbone", "local", "global", "personal", "mixed")
+DEFAULTS = ("local", "personal", "mixed")
 
 
 def _check_hash(name: str, value: bytes, *, empty: bool = False) -> None:
@@ -184,7 +184,7 @@ class Release:
     weight: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     default: str = "local"
-    """What a device uses unless its own held-out windows show otherwise: "local" or "personal"."""
+    """What a device uses unless its own held-out windows show otherwise: one of DEFAULTS."""
     steps: bytes = b""
     """Quantisation step of each segment of the difference; empty without a base."""
     keyframe: Artifact | None = None
@@ -222,6 +222,8 @@ class Report:
     """Recordings that could not be read, with the reason."""
     personal_gain: float = 0.0
     """Held-out loss of the local adapter minus that of the personal one."""
+    mixed_gain: float = 0.0
+    """Held-out loss of the local adapter minus that of the mixed one."""
 
     def __post_init__(self) -> None:
         if self.choice not in CHOICES:
@@ -233,6 +235,7 @@ class Report:
             check_range(name, getattr(self, name), 0, MAX_COUNT)
         check_range("gain", self.gain, -1e3, 1e3)
         check_range("personal_gain", self.personal_gain, -1e3, 1e3)
+        check_range("mixed_gain", self.mixed_gain, -1e3, 1e3)
 
 
 @dataclass(frozen=True)

@@ -4,26 +4,43 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protocol.evidence import LOSS_CAP, SIGNIFICANCE, chance
+from protocol.messages import DEFAULTS
 
 DOUBT = 0.2
 """Chance that the gains are only luck from which on a default that was won is given up again."""
+ALONE = "local"
+CANDIDATES = tuple(default for default in DEFAULTS if default != ALONE)
 
 
 def fleet_default(reports: Iterable[Mapping[str, Any]], held: str) -> str:
     """What a device should use unless its own held-out windows show otherwise.
 
-    "personal" where the devices' held-out gains of the personal adapter over training alone are together
-    more than luck, else "local". Once won, it stays until the gains may well be luck: evidence near the
-    threshold would otherwise switch the whole fleet back and forth. Devices that hold out nothing have no
-    say.
+    A candidate wins where the devices' held-out gains over training alone are together more than luck, the
+    significance shared among the candidates; else it is "local". Once won, it stays until its gains may well
+    be luck, or another candidate is better by more than luck: evidence near the threshold would otherwise
+    switch the whole fleet back and forth. Devices that hold out nothing have no say.
 
     Args:
         reports: fields of Report, one mapping per device.
         held: the default of the release that they report on.
     """
-    gains = [report["personal_gain"] for report in reports if report["holdout_windows"]]
-    bounded = np.clip(np.array(gains, np.float64), -LOSS_CAP, LOSS_CAP)
-    threshold = DOUBT if held == "personal" else SIGNIFICANCE
-    return "personal" if gains and chance(bounded) <= threshold else "local"
+    voters = [report for report in reports if report["holdout_windows"]]
+    if not voters:
+        return ALONE
+    gains = {name: _gains(voters, name) for name in CANDIDATES}
+    best = held if held in gains and chance(gains[held]) <= DOUBT else ALONE
+    threshold = SIGNIFICANCE / len(CANDIDATES)
+    for name in sorted(CANDIDATES, key=lambda name: float(gains[name].mean()), reverse=True):
+        over_best = gains[name] - gains[best] if best != ALONE else gains[name]
+        if name != best and over_best.mean() > 0 and chance(over_best) <= threshold:
+            best = name
+    return best
+
+
+def _gains(voters: list[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
+    """Held-out gains of a candidate, float64 [devices]; 0 for devices of a version that did not know it."""
+    found = np.array([voter.get(f"{name}_gain", 0.0) for voter in voters], np.float64)
+    return np.asarray(np.clip(found, -LOSS_CAP, LOSS_CAP))
