@@ -8,13 +8,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 from protocol.errors import DataError
-from simulation.importers import gearbox_vibration, hydraulic_rig, meter_digits, skab_valve, sp_sw_har
+from simulation.importers import (
+    fsdd_audio,
+    gearbox_vibration,
+    hydraulic_rig,
+    meter_digits,
+    skab_valve,
+    smellnet_gas,
+    sp_sw_har,
+)
 
 IMPORTERS: dict[str, Callable[[Path, Path], None]] = {
+    "fsdd_audio": fsdd_audio.import_fleet,
     "gearbox_vibration": gearbox_vibration.import_fleet,
     "hydraulic_rig": hydraulic_rig.import_fleet,
     "meter_digits": meter_digits.import_fleet,
     "skab_valve": skab_valve.import_fleet,
+    "smellnet_gas": smellnet_gas.import_fleet,
     "sp_sw_har": sp_sw_har.import_fleet,
 }
 

@@ -14,6 +14,7 @@ from runtime.pictures import read_picture
 from simulation.importers import IMPORTERS, import_dataset
 from simulation.pictures import read_device_pictures
 from simulation.recordings import read_device, read_fleet
+from simulation.splits import divide
 
 DATA = Path(os.environ.get("GRAFTWORK_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -126,8 +127,61 @@ def test_meter_devices_are_one_meter_with_the_original_files(tmp_path: Path) -> 
     assert np.median(steps) < np.median(others), "pictures that hardly differ are neighbours"
 
 
+@pytest.mark.data
+def test_noses_of_one_stall_smell_the_same_ten_foods(tmp_path: Path) -> None:
+    fleet, recordings = imported("smellnet_gas", tmp_path / "fleet")
+    assert (len(fleet.devices), len(fleet.of_role("source"))) == (11, 4)
+    assert fleet.schema.channels == ("NO2", "C2H5OH", "VOC", "CO", "Alcohol", "LPG", "Benzene")
+    assert fleet.schema.classes == ("nut", "spice", "herb", "fruit", "vegetable")
+    foods = {
+        device: Counter(part.name.partition("-")[2] for part in parts) for device, parts in recordings.items()
+    }
+    assert foods["stall3-nose0"] == foods["stall3-nose1"]
+    stalls = [foods[f"stall{stall}-nose0"] for stall in range(5)]
+    assert len(set().union(*stalls)) == 50, "no food at two stalls"
+    assert all(set(stall.values()) == {3} for stall in stalls)
+    with np.load(DATA / "smellnet_gas" / "smellnet_gas.npz") as data:
+        usable = ~np.isnan(data["x"]).any(1)
+        last = int(np.flatnonzero((data["substance"] == "tomato") & (data["split"] == "offline_testing"))[0])
+        expected = data["x"][data["offsets"][last] : data["offsets"][last + 1], :3]
+    assert rows(recordings) == usable.sum()
+    for device, parts in recordings.items():
+        kinds = {0, 1, 2} if device == "online" else {0, 1, 2, 3, 4}
+        assert {label for part in parts for label in part.labels.tolist()} == kinds
+        assert min(part.samples.min() for part in parts) == -1, "Benzene below zero"
+        assert max(part.samples.max() for part in parts) < 2**16, "no count is wrapped round"
+    division = divide(recordings["stall4-nose1"], fleet.split)
+    assert len(division.test) == 10
+    assert {part.name[0] for part in division.test} == {"5"}
+    tomato = next(part for part in division.test if part.name == "5-tomato.csv")
+    assert np.array_equal(tomato.samples[:, :3], expected), "the source's test recordings are test data"
+
+
+@pytest.mark.data
+def test_a_persons_microphones_have_takes_of_their_own(tmp_path: Path) -> None:
+    fleet, recordings = imported("fsdd_audio", tmp_path / "fleet")
+    assert (len(fleet.devices), len(fleet.of_role("source"))) == (12, 4)
+    assert {device.domain for device in fleet.of_role("source")} == {"george", "jackson"}
+    assert fleet.schema.input_shape(fleet.window) == (24, 64)
+    assert rows(recordings) == 3_000 * 64
+    clips = [
+        part.samples[start : start + 64].tobytes()
+        for parts in recordings.values()
+        for part in parts
+        for start in range(0, len(part.labels), 64)
+    ]
+    assert len(set(clips)) == 3_000, "no take is on two devices"
+    for parts in recordings.values():
+        assert [part.labels[0] for part in parts] == list(range(10))
+        division = divide(parts, fleet.split)
+        assert {len(part.labels) for part in division.test} == {5 * 64}, "the split falls between takes"
+        assert {len(part.labels) for part in division.development} == {20 * 64}
+
+
 def test_an_unknown_data_set_is_refused_with_the_known_names(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"expected one of gearbox_vibration, hydraulic_rig, meter_digits"):
+    with pytest.raises(
+        DataError, match=r"expected one of fsdd_audio, gearbox_vibration, hydraulic_rig, meter_digits"
+    ):
         import_dataset("mnist", tmp_path, tmp_path / "fleet")
 
 
