@@ -6,7 +6,7 @@ For each fleet and label budget: pre-trains a backbone on the source devices (on
 `graftwork-simulate run` with real processes and a real broker, and averages over the seeds. `DIR` holds the
 data sets' folders ($GRAFTWORK_DATA by default).
 
-Measured 2026-11-23 on 2 shared x86-64 cores, 10 rounds: see docs/results.md.
+Measured 2026-11-23 and 24 on 2 shared x86-64 cores, 10 rounds: see docs/results.md.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-FLEETS = ("gearbox_vibration", "sp_sw_har", "skab_valve")
+FLEETS = ("gearbox_vibration", "sp_sw_har", "skab_valve", "smellnet_gas", "fsdd_audio")
 FIGURES = (
     "accuracy_backbone",
     "accuracy_local",
