@@ -29,8 +29,8 @@ def decide(losses: Mapping[str, NDArray[np.float64]], default: str = "local") ->
     """Choose among adapters.
 
     Args:
-        losses: for each candidate the loss of each held-out window, float64 [n], in the same order; "local"
-            among them.
+        losses: for each candidate the comparable loss of each held-out window, float64 [n], in one order;
+            "local" among them.
         default: what stays without evidence.
     """
     alternatives = [name for name in losses if name != default]

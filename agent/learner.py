@@ -21,7 +21,7 @@ from agent.dataset import Labelled, split
 from agent.engine import Engine, Floats
 from agent.features import FeatureCache
 from agent.learning import Learning
-from agent.objective import losses, mean_loss
+from agent.objective import comparable_losses, mean_loss
 from agent.sources import Source
 from agent.training import Training
 from protocol import cbor, records
@@ -170,7 +170,9 @@ class Learner:
             "global": release,
             "backbone": initial,
         }
-        held = {label: losses(self._engine, a, material.holdout) for label, a in candidates.items()}
+        held = {
+            label: comparable_losses(self._engine, a, material.holdout) for label, a in candidates.items()
+        }
         decision = gate.decide(held, default)
         return Learned(
             {**learned, "global": release, "adopted": candidates[decision.choice]},

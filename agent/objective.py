@@ -15,12 +15,31 @@ def class_weights(labels: NDArray[np.int64]) -> Floats:
     return np.asarray(len(labels) / (len(counts) * counts[inverse]), np.float32)
 
 
+SPREAD = 3.0
+"""Standard deviation to which logits are brought before adapters are compared."""
+
+
 def losses(engine: Engine, adapter: Floats, data: Labelled) -> NDArray[np.float64]:
     """Cross-entropy of each window, float64 [n]."""
+    return _cross_entropy(engine.predict(adapter, data.features).astype(np.float64), data.labels)
+
+
+def comparable_losses(engine: Engine, adapter: Floats, data: Labelled) -> NDArray[np.float64]:
+    """Cross-entropy of each window under logits of one spread, float64 [n].
+
+    How sure an adapter is says more of how long it was trained than of how good it is: a mean of adapters
+    is less sure than each, and its plain loss lower where it errs as often. With the same spread of the
+    logits, what remains is which class stands out, and by how much of that.
+    """
     logits = engine.predict(adapter, data.features).astype(np.float64)
+    spread = float(logits.std()) if len(logits) else 0.0
+    return _cross_entropy(logits * (SPREAD / spread) if spread > 0 else logits, data.labels)
+
+
+def _cross_entropy(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
     shifted = logits - logits.max(axis=1, keepdims=True)
     normaliser = np.log(np.exp(shifted).sum(axis=1))
-    return np.asarray(normaliser - shifted[np.arange(len(data)), data.labels], np.float64)
+    return np.asarray(normaliser - shifted[np.arange(len(labels)), labels], np.float64)
 
 
 def mean_loss(engine: Engine, adapter: Floats, data: Labelled) -> float:

@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.evidence import LOSS_CAP, SIGNIFICANCE, chance
+from protocol.evidence import LOSS_CAP, chance
 from protocol.messages import DEFAULTS
 
+LUCK = 0.05
+"""Largest accepted chance that the gains of a default are only luck, shared among the candidates. A device's
+own gate asks for more (SIGNIFICANCE), for it has fewer windows than a fleet has devices."""
 DOUBT = 0.2
 """Chance that the gains are only luck from which on a default that was won is given up again."""
 ALONE = "local"
@@ -32,7 +35,7 @@ def fleet_default(reports: Iterable[Mapping[str, Any]], held: str) -> str:
         return ALONE
     gains = {name: _gains(voters, name) for name in CANDIDATES}
     best = held if held in gains and chance(gains[held]) <= DOUBT else ALONE
-    threshold = SIGNIFICANCE / len(CANDIDATES)
+    threshold = LUCK / len(CANDIDATES)
     for name in sorted(CANDIDATES, key=lambda name: float(gains[name].mean()), reverse=True):
         over_best = gains[name] - gains[best] if best != ALONE else gains[name]
         if name != best and over_best.mean() > 0 and chance(over_best) <= threshold:
