@@ -88,6 +88,9 @@ class Training:
         _, gradient = self._engine.loss_and_gradient(
             self._adapter, self._pool.features[rows], self._pool.labels[rows], weights
         )
+        if self._policy.proximal:
+            # Gradient of mu / 2 * |adapter - start|**2: the proximal term of FedProx.
+            gradient = gradient + np.float32(self._policy.proximal) * (self._adapter - self._start)
         self._position += 1
         last = self._position == len(self._plan.rows)
         if self._policy.accumulation == 1:

@@ -50,6 +50,8 @@ class TrainingPolicy:
     The gate then judges on windows that chose the epoch."""
     learning_rate_factors: dict[str, float] = field(default_factory=dict)
     """By segment of the adapter, what its learning rate is multiplied by; 0 freezes it."""
+    proximal: float = 0.0
+    """Pull of the adapter that a training starts from: mu of FedProx (Li et al. 2020, arXiv:1812.06127)."""
 
     def __post_init__(self) -> None:
         if self.optimizer not in ("adamw", "sgd"):
@@ -65,6 +67,7 @@ class TrainingPolicy:
         check_range("accumulation", self.accumulation, 1, 1024)
         check_range("replay_share", self.replay_share, 0, 0.9)
         check_range("early_stopping", self.early_stopping, 0, 1000)
+        check_range("proximal", self.proximal, 0, 1000)
         check_range("number of learning_rate_factors", len(self.learning_rate_factors), 0, 256)
         for name, factor in self.learning_rate_factors.items():
             check_range(f"learning_rate_factors of {shown(name)}", factor, 0, 100)

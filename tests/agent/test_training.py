@@ -94,6 +94,43 @@ def test_losses_are_cross_entropies_also_for_huge_logits() -> None:
     assert losses(ENGINE, adapter, windows).tolist() == pytest.approx([0.0, 2000.0, np.log(2)])
 
 
+def test_without_the_proximal_term_no_bit_changes() -> None:
+    windows = data(15, 6)
+    start = np.linspace(-1, 1, PARAMETERS).astype(np.float32)
+    plain = train(ENGINE, start, windows, POLICY, random())
+    assert train(ENGINE, start, windows, replace(POLICY, proximal=0.0), random()).tobytes() == plain.tobytes()
+    assert train(ENGINE, start, windows, replace(POLICY, proximal=0.1), random()).tobytes() != plain.tobytes()
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_the_proximal_term_pulls_towards_the_start_of_this_training(accumulation: int) -> None:
+    windows = data(30, 10)
+    start = np.linspace(-1, 1, PARAMETERS).astype(np.float32)
+    policy = replace(POLICY, optimizer="sgd", learning_rate=0.05, momentum=0.0, accumulation=accumulation)
+    moved = [
+        float(np.linalg.norm(train(ENGINE, start, windows, replace(policy, proximal=mu), random()) - start))
+        for mu in (0.0, 0.1, 1.0, 10.0)
+    ]
+    assert moved == sorted(moved, reverse=True)
+    assert moved[-1] < moved[0] / 5
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_proximal_gradient_is_that_of_the_paper(accumulation: int) -> None:
+    """Every step is one of plain descent on loss + mu / 2 * |adapter - start|**2."""
+    windows = data(ENGINE.batch // 2, ENGINE.batch - ENGINE.batch // 2)  # one batch per epoch
+    start = np.linspace(-1, 1, PARAMETERS).astype(np.float32)
+    policy = TrainingPolicy(
+        "sgd", 0.1, momentum=0.0, epochs=5, replay_share=0.0, proximal=0.7, accumulation=accumulation
+    )
+    found = train(ENGINE, start, windows, policy, random())
+    expected, weights = start, class_weights(windows.labels)
+    for _ in range(5):
+        _, gradient = ENGINE.loss_and_gradient(expected, windows.features, windows.labels, weights)
+        expected = expected - 0.1 * (gradient + 0.7 * (expected - start))
+    assert np.allclose(found, expected, atol=1e-5)
+
+
 SEGMENTS = {"weight": slice(0, 4), "bias": slice(4, 6)}
 
 
@@ -107,9 +144,10 @@ def holdout() -> Labelled:
         POLICY,
         replace(POLICY, optimizer="sgd", accumulation=3),
         replace(POLICY, accumulation=2, early_stopping=4, weight_decay=0.01),
+        replace(POLICY, proximal=0.3, accumulation=2),
         replace(POLICY, replay_share=0.5, learning_rate_factors={"bias": 0.5}),
     ],
-    ids=["adamw", "accumulated", "stopped early", "replayed"],
+    ids=["adamw", "accumulated", "stopped early", "proximal", "replayed"],
 )
 def test_a_training_left_after_any_step_ends_as_if_it_had_not_been(policy: TrainingPolicy) -> None:
     def begin() -> Training:

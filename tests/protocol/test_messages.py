@@ -39,7 +39,7 @@ A, B, C = b"a" * 32, b"b" * 32, b"c" * 32
 
 EXAMPLES: dict[type, Any] = {
     TrainingPolicy: TrainingPolicy(
-        "adamw", 0.25, 0.5, 0.75, 5, True, 4.0, 2.0, 4096, 0.5, 2, 0.5, 3, {"head": 0.0}
+        "adamw", 0.25, 0.5, 0.75, 5, True, 4.0, 2.0, 4096, 0.5, 2, 0.5, 3, {"head": 0.0}, 0.5
     ),
     DeviceState: DeviceState(True, 5, A, "0.1", B, 3, 7),
     Announcement: Announcement(
@@ -58,8 +58,8 @@ EXAMPLES: dict[type, Any] = {
 }
 GOLDEN = {
     "TrainingPolicy": (
-        "ae01656164616d7702f9340003f9380004f93a00050506f507f9440008f94000091910000af938000b020cf938"
-        "000d030ea16468656164f90000"
+        "af01656164616d7702f9340003f9380004f93a00050506f507f9440008f94000091910000af938000b020cf938"
+        "000d030ea16468656164f900000ff93800"
     ),
     "DeviceState": (
         "a801f5020503582061616161616161616161616161616161616161616161616161616161616161610463302e31"
@@ -69,8 +69,8 @@ GOLDEN = {
     "Announcement": (
         "a6010202616e03a401582061616161616161616161616161616161616161616161616161616161616161610205"
         "030404825820626262626262626262626262626262626262626262626262626262626262626258206363636363"
-        "63636363636363636363636363636363636363636363636363636304ae016373676402f9380003f9000004f900"
-        "00050106f407f93c0008f93c0009090af900000b010cf934000d000ea0"
+        "63636363636363636363636363636363636363636363636363636304af016373676402f9380003f9000004f900"
+        "00050106f407f93c0008f93c0009090af900000b010cf934000d000ea00ff90000"
         "05a601f9000002000380040805f93c0006f94e0006a2010402f93800"
     ),
     "ChunkRequest": "a2015820616161616161616161616161616161616161616161616161616161616161616102820002",
@@ -160,6 +160,8 @@ class TestEveryMessage:
         (TrainingPolicy, {"replay_share": 1.0}),
         (TrainingPolicy, {"early_stopping": -1}),
         (TrainingPolicy, {"learning_rate_factors": {"head": -1.0}}),
+        (TrainingPolicy, {"proximal": -0.1}),
+        (TrainingPolicy, {"proximal": float("nan")}),
         (DeviceState, {"public_key": b"short"}),
         (DeviceState, {"package": b"short"}),
         (Announcement, {"version": 0}),
