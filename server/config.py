@@ -11,6 +11,7 @@ from runtime.broker import BrokerConfig
 from server.aggregation import MAX_TOTAL_WEIGHT
 from server.retention import RetentionPolicy
 from server.round import RoundPolicy
+from server.rules.policy import AggregationPolicy
 
 ENROLMENT = ("closed", "open")
 
@@ -35,6 +36,7 @@ class ServerConfig:
     training: TrainingPolicy = field(default_factory=TrainingPolicy)
     sending: SendingPolicy = field(default_factory=SendingPolicy)
     staleness: StalenessPolicy = field(default_factory=StalenessPolicy)
+    aggregation: AggregationPolicy = field(default_factory=AggregationPolicy)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
     maximum_update_bytes: int = 4 * 1024 * 1024
     release_step_ratio: float = 1.5

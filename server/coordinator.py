@@ -297,6 +297,7 @@ class Coordinator:
             training=asdict(self._config.training),
             release_step_ratio=self._config.release_step_ratio,
             staleness=asdict(self._config.staleness),
+            aggregation=asdict(self._config.aggregation),
         )
         self._store.open_round(record)
         self._sum_journal(record, self._package.manifest)  # late updates came while no round was open

@@ -15,6 +15,7 @@ from server.counting import Counting
 from server.intake import Accepted, Lateness, Rejected, RoundTerms, examine, open_update
 from server.ledger import Ledger
 from server.ledger_records import JournalledUpdate, ReleaseRecord, RoundRecord
+from server.rules.policy import AggregationPolicy
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,8 @@ def counting_of(record: RoundRecord, base: ReleaseRecord, manifest: Manifest) ->
     """
     staleness = records.from_named(StalenessPolicy, record.staleness)
     lateness = Lateness(base.number, staleness)
-    return Counting(_terms(record, base), lateness, manifest, record.release_step_ratio)
+    aggregation = records.from_named(AggregationPolicy, record.aggregation)
+    return Counting(_terms(record, base), lateness, manifest, record.release_step_ratio, aggregation)
 
 
 def terms_of(store: Ledger, number: int, package_version: int, *, pruned: bool = False) -> RoundTerms | None:

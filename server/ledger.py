@@ -229,8 +229,8 @@ class Ledger:
         return release_record(row) if row else None
 
     def releases(self) -> list[dict[str, Any]]:
-        """All releases without their adapters, differences and residuals, newest first."""
-        large = ("adapter", "steps", "body", "residual")
+        """All releases without their adapters, differences, residuals and moments, newest first."""
+        large = ("adapter", "steps", "body", "residual", "moments")
         columns = [column for column in tables.releases.c if column.name not in large]
         return self._database.all(sql.select(*columns).order_by(tables.releases.c.number.desc()))
 

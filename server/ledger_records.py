@@ -44,6 +44,8 @@ class ReleaseRecord:
     """To the adapter of `parent`, as devices decode it; None: a package's initial adapter."""
     residual: NDArray[np.int64] | int = 0
     """What the difference leaves over for the next one, int64 [parameters] in units of 2**-30; 0: nothing."""
+    moments: NDArray[np.float64] | None = None
+    """Of the server's optimiser, float64 [2, parameters]; None: it keeps none."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class RoundRecord:
     """Quantisation step of its release in root mean squares of the difference."""
     staleness: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the StalenessPolicy that it takes late updates by."""
+    aggregation: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the AggregationPolicy that makes its release."""
     pruned_at: float | None = None
     """When its updates were forgotten; none of it is accepted from then on."""
 
@@ -83,6 +87,7 @@ def release_row(release: ReleaseRecord) -> dict[str, Any]:
     """The columns of a release."""
     values = {field.name: getattr(release, field.name) for field in fields(release)}
     difference, residual = values.pop("difference"), np.asarray(values.pop("residual"), "<i8")
+    moments = values.pop("moments")
     return {
         **values,
         "adapter": adapter_bytes(release.adapter),
@@ -91,6 +96,7 @@ def release_row(release: ReleaseRecord) -> dict[str, Any]:
         "body": difference.body if difference else None,
         # Most of its bytes are those of small numbers' signs.
         "residual": zlib.compress(residual.tobytes(), 1) if residual.ndim else None,
+        "moments": np.asarray(moments, "<f8").tobytes() if moments is not None else None,
     }
 
 
@@ -103,15 +109,26 @@ def release_record(row: Mapping[str, Any]) -> ReleaseRecord:
     """The release of a row.
 
     Raises:
-        ServerError: its adapter or residual is not readable.
+        ServerError: its adapter, residual or moments are not readable.
     """
     values = dict(row)
     steps, body, residual = values.pop("steps"), values.pop("body"), values.pop("residual")
+    moments = values.pop("moments")
     try:
         return ReleaseRecord(
             **{**values, "adapter": np.frombuffer(row["adapter"], "<f4")},
             difference=Difference(steps, body) if steps is not None else None,
             residual=np.frombuffer(zlib.decompress(residual), "<i8") if residual is not None else 0,
+            moments=_moments(moments, len(row["adapter"])),
         )
     except (ValueError, zlib.error) as error:
         raise ServerError(f"release {row['number']} is damaged in the database: {error}") from error
+
+
+def _moments(data: bytes | None, adapter_bytes: int) -> NDArray[np.float64] | None:
+    """Raises ValueError: they are not two vectors of the adapter's size."""
+    if data is None:
+        return None
+    if len(data) != 4 * adapter_bytes:
+        raise ValueError(f"expected moments of {4 * adapter_bytes} bytes, got {len(data)}")
+    return np.frombuffer(data, "<f8").reshape(2, -1)

@@ -137,8 +137,7 @@ def replay_round(
         return Replay(stored.number, stored.round, PRUNED, 0, stored.sha256, b"", reason)
     # Reports decide on the default alone; the adapter and what is carried over do not depend on them.
     replayed = counting.release(base, [], stored.created_at, coded=stored.difference is not None)
-    if not np.array_equal(np.asarray(replayed.residual), np.asarray(stored.residual)):
-        differences.append("residual: not what the recomputed difference leaves over")
+    differences += _carried_over(replayed, stored)
     if replayed.difference != stored.difference:
         differences.append("difference: not the one that devices were sent")
     differences += [
@@ -182,6 +181,17 @@ def _package(store: Ledger, version: int) -> ModelPackage:
     if package.sha256 != record.sha256:
         raise ServerError(f"package {record.name!r} changed on disk")
     return package
+
+
+def _carried_over(replayed: ReleaseRecord, stored: ReleaseRecord) -> Iterator[str]:
+    """What differs in what is kept for the next release."""
+    if not np.array_equal(np.asarray(replayed.residual), np.asarray(stored.residual)):
+        yield "residual: not what the recomputed difference leaves over"
+    one, other = replayed.moments, stored.moments
+    if (one is None) != (other is None) or (
+        one is not None and other is not None and not (one == other).all()
+    ):
+        yield "moments: not those that the server's optimiser comes to"
 
 
 def _damage(release: ReleaseRecord) -> list[str]:

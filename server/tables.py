@@ -15,7 +15,7 @@ from sqlalchemy import (
     Table,
 )
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 metadata = MetaData()
 
 settings = Table(
@@ -59,6 +59,7 @@ rounds = Table(
     Column("training", JSON, nullable=False),
     Column("release_step_ratio", Float, nullable=False),
     Column("staleness", JSON, nullable=False),
+    Column("aggregation", JSON, nullable=False),
     Column("closed_at", Float),
     Column("outcome", String(32)),
     Column("pruned_at", Float),
@@ -92,6 +93,7 @@ releases = Table(
     Column("steps", LargeBinary),
     Column("body", LargeBinary),
     Column("residual", LargeBinary),
+    Column("moments", LargeBinary),
 )
 reports = Table(
     "reports",

@@ -33,11 +33,13 @@ def test_every_part_can_be_set(tmp_path: Path) -> None:
         MINIMAL
         + f'enrolment = "open"\npublishers = ["{"ab" * 32}"]\nmaximum_update_bytes = 2048\n'
         + "release_step_ratio = 1.5\n"
+        + '[aggregation]\nrule = "multi_krum"\nserver_optimizer = "adam"\n'
         + "[broker]\nport = 8883\n[round]\nminimum_devices = 5\n[training]\nepochs = 2\n"
     )
     config = load(write(tmp_path, text))
     assert (config.enrolment, config.publishers, config.maximum_update_bytes) == ("open", ("ab" * 32,), 2048)
     assert config.release_step_ratio == 1.5
+    assert (config.aggregation.rule, config.aggregation.server_optimizer) == ("multi_krum", "adam")
     assert (config.broker.port, config.round.minimum_devices, config.training.epochs) == (8883, 5, 2)
 
 
@@ -47,6 +49,8 @@ def test_every_part_can_be_set(tmp_path: Path) -> None:
         ("", "federation: missing; expected text"),
         ('federation = "pumps"', "data_directory: missing"),
         (MINIMAL + "colour = 1", "colour: unknown key"),
+        (MINIMAL + '[aggregation]\nrule = "vote"', "rule: expected one of mean, bounded_mean"),
+        (MINIMAL + "[aggregation]\nassumed_attackers = 0.5", r"assumed_attackers: expected 0 to 0.49"),
         (MINIMAL + "[round]\nquorums = 1", r"round\.quorums: unknown key"),
         (MINIMAL + "[round]\nquorum = 2.0", "round: quorum: expected more than 0"),
         (MINIMAL + "[training]\nepochs = 0", "training: epochs: expected 1 to 1000, got 0"),

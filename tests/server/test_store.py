@@ -222,7 +222,7 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     database.execute("UPDATE settings SET value = '99' WHERE name = 'schema_version'")
     database.commit()
     database.close()
-    with pytest.raises(ServerError, match="schema version 99, this program needs 3"):
+    with pytest.raises(ServerError, match="schema version 99, this program needs 4"):
         Store(tmp_path)
 
 
