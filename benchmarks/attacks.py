@@ -1,0 +1,196 @@
+"""Accuracy of the honest devices under attack: every rule against every attack, on whole fleets.
+
+    python -m benchmarks.attacks --data DIR [--seeds 0,1] [--rounds 10] [--plot FILE] [--json]
+
+For each fleet and seed: pre-trains a backbone (the demo fleet comes with one), then runs a federation for
+every rule, attack and share of attackers (attacked_fleet.py, adversaries.py). `points_lost` in the JSON
+is what the default rule loses under its worst attack with 10 % attackers, on the worst fleet: accuracy of the
+release on the same honest devices without attack, under the same rule, minus that under attack; mean over the
+seeds.
+
+Measured 2026-11-24 on 2 shared x86-64 cores: see docs/results.md.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.adversaries import ATTACKS
+from benchmarks.attacked_fleet import AttackedFleet
+from benchmarks.rehearsal import data_directory, make_fleet
+from server.rules.policy import RULES, AggregationPolicy
+
+DEMO = "demo"
+FLEETS = ("sp_sw_har", DEMO)
+SHARES = (0.1, 0.2)
+NO_ATTACK = "none"
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Run and print a table and JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", help="folder of the data sets (default: $GRAFTWORK_DATA)")
+    parser.add_argument("--fleets", default=",".join(FLEETS), help="names, comma-separated")
+    parser.add_argument("--rules", default=",".join(RULES), help="names, comma-separated")
+    parser.add_argument("--seeds", default="0,1", help="of backbone, labels and training")
+    parser.add_argument("--labels", type=int, default=15, help="labelled windows per class and device")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--directory", type=Path, help="keeps fleets and backbones for the next time")
+    parser.add_argument("--plot", type=Path, help="PNG of points lost by rule and attack")
+    parser.add_argument("--json", action="store_true", help="print only the JSON object")
+    options = parser.parse_args()
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        kept = options.directory or Path(folder)
+        for fleet in options.fleets.split(","):
+            make(kept / fleet, fleet, options.data, seeds)
+            found = [
+                measure(kept / fleet, seed, options.rules.split(","), options.labels, options.rounds)
+                for seed in seeds
+            ]
+            rows += [{"fleet": fleet, **row} for row in averaged(found)]
+    if not options.json:
+        for fleet in options.fleets.split(","):
+            print(table([row for row in rows if row["fleet"] == fleet]), flush=True)
+    if options.plot:
+        plot(options.plot, rows)
+    print(json.dumps(summary(rows) | {"seeds": len(seeds), "rounds": options.rounds, "results": rows}))
+
+
+def make(directory: Path, fleet: str, data: str | None, seeds: list[int]) -> None:
+    """Prepare a fleet and its packages; what is there already is kept."""
+    if fleet != DEMO:
+        make_fleet(directory, fleet, data_directory(data), seeds)
+    elif not (directory / "fleet").exists():
+        command = [sys.executable, "-m", "simulation", "generate", str(directory / "fleet")]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+def measure(directory: Path, seed: int, rules: list[str], labels: int, rounds: int) -> list[Row]:
+    """Run every rule under every attack with one seed."""
+    with tempfile.TemporaryDirectory() as folder:
+        fleet = AttackedFleet(
+            Path(folder), directory / "fleet", _package(directory, seed), labels=labels, seed=seed
+        )
+        rows = []
+        for rule in rules:
+            policy = AggregationPolicy(rule=rule)
+            clean = fleet.run(policy, rounds)
+            for share in SHARES:
+                hostile = fleet.attackers(share)
+                before = fleet.mean(clean, hostile)
+                rows.append(_row(rule, NO_ATTACK, share, before, before))
+                for name, attack in ATTACKS.items():
+                    found = fleet.run(policy, rounds, attack=attack, attackers=hostile)
+                    rows.append(_row(rule, name, share, fleet.mean(found, hostile), before))
+                    print(f"{directory.name}: seed {seed}, {rows[-1]}", file=sys.stderr, flush=True)
+    return rows
+
+
+def averaged(runs: list[list[Row]]) -> list[Row]:
+    """The mean over runs that differ in their seed."""
+    return [
+        {
+            name: round(float(np.mean([row[name] for row in same])), 2) if isinstance(value, float) else value
+            for name, value in same[0].items()
+            if name != "share"
+        }
+        | {"share": same[0]["share"]}
+        for same in zip(*runs, strict=True)
+    ]
+
+
+def summary(rows: list[Row]) -> Row:
+    """What the default rule loses in the worst case with 10 % attackers."""
+    default = AggregationPolicy.rule
+    counted = [row for row in rows if row["rule"] == default and row["share"] == SHARES[0]]
+    if not counted:
+        return {"default_rule": default}
+    worst = max(counted, key=lambda row: row["release_lost"])
+    return {
+        "default_rule": default,
+        "points_lost": worst["release_lost"],
+        "worst_attack": worst["attack"],
+        "worst_fleet": worst["fleet"],
+        "personal_points_lost": max(row["personal_lost"] for row in counted),
+    }
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: accuracy without attack, and points lost, "release / personal"."""
+    attacks = list(ATTACKS)
+    lines = []
+    for share in SHARES:
+        lines += [
+            f"\n{rows[0]['fleet']}, {100 * share:.0f} % attackers\n",
+            "| rule | no attack | " + " | ".join(attacks) + " |",
+            "|---" * (len(attacks) + 2) + "|",
+        ]
+        for rule in dict.fromkeys(row["rule"] for row in rows):
+            mine = {row["attack"]: row for row in rows if row["rule"] == rule and row["share"] == share}
+            clean = mine[NO_ATTACK]
+            cells = [f"{clean['release']:.1f} / {clean['personal']:.1f}"]
+            cells += [f"{mine[a]['release_lost']:.1f} / {mine[a]['personal_lost']:.1f}" for a in attacks]
+            lines.append(f"| {rule} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(target: Path, rows: list[Row]) -> None:
+    """Draw points lost by rule and attack with 10 % attackers, a panel for each fleet."""
+    import matplotlib as mpl  # noqa: PLC0415 - only for the plot
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    fleets = list(dict.fromkeys(row["fleet"] for row in rows))
+    rules = list(dict.fromkeys(row["rule"] for row in rows))
+    figure, axes = plt.subplots(1, len(fleets), figsize=(7 * len(fleets), 4.5), squeeze=False)
+    for axis, fleet in zip(axes[0], fleets, strict=True):
+        chosen = {
+            (row["rule"], row["attack"]): row["release_lost"]
+            for row in rows
+            if row["fleet"] == fleet and row["share"] == SHARES[0]
+        }
+        values = np.array([[chosen[rule, attack] for attack in ATTACKS] for rule in rules])
+        axis.imshow(values, cmap="Reds", vmin=0, vmax=10, aspect="auto")
+        for (y, x), value in np.ndenumerate(values):
+            axis.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=8)
+        axis.set_xticks(range(len(ATTACKS)), list(ATTACKS), rotation=35, ha="right", fontsize=8)
+        axis.set_yticks(range(len(rules)), rules, fontsize=8)
+        axis.set_title(f"{fleet}: points that the release loses, 10 % attackers", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(target, dpi=110)
+
+
+def _package(directory: Path, seed: int) -> bytes:
+    if directory.name == DEMO:
+        return (resources.files("simulation") / "demo" / "vibration.zip").read_bytes()
+    return (directory / f"package-{seed}.zip").read_bytes()
+
+
+def _row(rule: str, attack: str, share: float, found: Any, before: Any) -> Row:
+    return {
+        "rule": rule,
+        "attack": attack,
+        "share": share,
+        "release": found.release,
+        "release_lost": before.release - found.release,
+        "personal": found.personal,
+        "personal_lost": before.personal - found.personal,
+    }
+
+
+if __name__ == "__main__":
+    main()
