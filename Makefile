@@ -35,6 +35,9 @@ bench: $(VENV)/installed mosquitto  ## the published figures; the real data sets
 	$(VENV)/bin/python -m benchmarks.engines --plot runs/benchmarks/engines.png
 	$(VENV)/bin/python -m benchmarks.vs_flower --plot runs/benchmarks/vs_flower.png
 	$(VENV)/bin/python -m benchmarks.fleets
+	$(VENV)/bin/python -m benchmarks.accuracy --plot runs/benchmarks/accuracy.png
+	$(VENV)/bin/python -m benchmarks.sending --plot runs/benchmarks/sending.png
+	$(VENV)/bin/python -m benchmarks.attacks
 	$(VENV)/bin/python -m benchmarks.crash
 
 .PHONY: bench-crash bench-engines bench-flower bench-install

@@ -11,6 +11,7 @@ Methods were chosen and tuned on sp_sw_har and gearbox_vibration; skab_valve and
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -68,12 +69,12 @@ def measure(directory: Path, fleet: str, labels: int, seeds: list[int]) -> dict[
     found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in METHODS}
     steps: dict[str, list[float]] = {name: [] for name in METHODS}
     for seed in seeds:
-        lab = Laboratory(directory, seed, labels)
-        for name, method in METHODS.items():
-            print(f"{fleet}: {labels} labels, seed {seed}, {name}", file=sys.stderr, flush=True)
-            before = lab.steps
-            found[name].append(lab.accuracy(method(lab)))
-            steps[name].append((lab.steps - before) / len(lab.devices))
+        with contextlib.closing(Laboratory(directory, seed, labels)) as lab:
+            for name, method in METHODS.items():
+                print(f"{fleet}: {labels} labels, seed {seed}, {name}", file=sys.stderr, flush=True)
+                before = lab.steps
+                found[name].append(lab.accuracy(method(lab)))
+                steps[name].append((lab.steps - before) / len(lab.devices))
     alone = np.concatenate(found["local"])
     return {
         "fleet": fleet,

@@ -56,7 +56,7 @@ class Laboratory:
         self.seed = seed
         self.policy = TrainingPolicy()
         data = (directory / f"package-{seed}.zip").read_bytes()
-        self._folder = tempfile.TemporaryDirectory()  # until the laboratory is gone: graphs are opened late
+        self._folder = tempfile.TemporaryDirectory()  # until `close`: graphs are opened late
         folder = Path(self._folder.name)
         package = unpack(data, None)
         self.manifest, self.initial = package.manifest, package.adapter
@@ -74,6 +74,10 @@ class Laboratory:
         self.weights = np.array([len(bench.training) for bench in self.devices.values()], np.float64)
         self.steps = 0
         """Gradients that were computed so far."""
+
+    def close(self) -> None:
+        """Remove what lies on disk."""
+        self._folder.cleanup()
 
     def train(
         self,
