@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ KEYS = [
     "accuracy_backbone",
     "accuracy_local",
     "accuracy_fleet",
+    "accuracy_release",
     "devices_worse",
     "bytes_up_per_update",
     "bits_per_parameter",
+    "body_bits_per_parameter",
     "seconds",
     "release_sha256",
 ]
@@ -82,6 +85,15 @@ def test_the_broker_without_installation_gives_the_same_release(
     assert again["release_sha256"] == first["release_sha256"]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What a shell starts in the background ignores Ctrl-C, and so would all that is started from here."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_leaves_nothing_running(tmp_path: Path) -> None:
     log = tmp_path / "demo.log"
     directory = tmp_path / "run"
