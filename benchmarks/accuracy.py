@@ -123,16 +123,25 @@ def plot(path: Path, results: list[dict[str, Any]]) -> None:
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
     names = [name for name in METHODS if name not in ("backbone", "local", "local_held_out")]
+    fleets = list(dict.fromkeys(row["fleet"] for row in results))
+    budgets = list(dict.fromkeys(row["labels"] for row in results))
     figure, axes = plt.subplots(
-        1, len(results), figsize=(3.2 * len(results), 4.5), layout="constrained", squeeze=False, sharey=True
+        len(fleets),
+        len(budgets),
+        figsize=(4.2 * len(budgets), 2.4 * len(fleets) + 0.6),
+        layout="constrained",
+        squeeze=False,
+        sharex=True,
+        sharey=True,
     )
-    for axis, row in zip(axes[0], results, strict=True):
+    for row in results:
+        axis = axes[fleets.index(row["fleet"])][budgets.index(row["labels"])]
         alone = row["methods"]["local"]["accuracy"]
         gains = [row["methods"][name]["accuracy"] - alone for name in names]
         colours = ["#1f6f54" if name == "ours" else "#9aa0a6" for name in names]
         axis.barh(names[::-1], gains[::-1], color=colours[::-1])
         axis.axvline(0, color="black", linewidth=0.8)
-        axis.set_title(f"{row['fleet']}\n{row['labels']} labels", fontsize=9)
+        axis.set_title(f"{row['fleet']}, {row['labels']} labels: alone {alone:.1f} %", fontsize=9)
         axis.grid(axis="x", alpha=0.3)
     figure.supxlabel("points more than training alone")
     path.parent.mkdir(parents=True, exist_ok=True)
