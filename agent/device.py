@@ -28,10 +28,11 @@ from agent.resources import Resources
 from agent.sources import Source
 from agent.store import Store
 from agent.update import Contribution
+from agent.voice import Publish, Voice
 from agent.work import Job, Work
 from protocol.charter import TrainingPolicy
 from protocol.errors import ProtocolError
-from protocol.messages import Announcement, Chunk, Receipt, Release, Round, seal, unseal
+from protocol.messages import Announcement, Chunk, Receipt, Release, Round, unseal
 from protocol.package import ADAPTER, Manifest, read_adapter
 from protocol.signing import PrivateKey, PublicKey
 from protocol.topics import ALL, DOWN, Topics
@@ -41,7 +42,6 @@ log = logging.getLogger(__name__)
 SOURCE_SECONDS = 10.0
 """How often the source is looked at for new recordings."""
 
-Publish = Callable[[str, bytes, bool], bool]
 MakeEngine = Callable[[Path, Manifest, AgentConfig], Engine]
 
 
@@ -79,8 +79,6 @@ class DeviceAgent:
         """
         self._config = config
         self._store = store
-        self._key = key
-        self._publish = publish
         self._now = now
         self._make_engine = make_engine
         self._topics = Topics(config.federation)
@@ -95,9 +93,9 @@ class DeviceAgent:
         self._resources = resources or Resources(config.limits, now)
         self._work = Work(store, self._resources, now)
         self._learner: Learner | None = None
-        voice: Any = {"device": config.device, "topics": self._topics, "key": key, "publish": publish}
-        self._outbox = Outbox(store, **voice, now=now, traffic=traffic, owner=config.sending)
-        self._reporter = Reporter(store, **voice, now=now, traffic=traffic)
+        self._voice = Voice(config.device, self._topics, key, publish)
+        self._outbox = Outbox(store, self._voice, now=now, traffic=traffic, owner=config.sending)
+        self._reporter = Reporter(store, self._voice, now=now, traffic=traffic)
         self._held: Round | None = None
         """A round that is not answered while updates wait."""
         self._looked_at = -math.inf
@@ -365,10 +363,9 @@ class DeviceAgent:
             self._reporter.report(self._learner.problems())
 
     def _request_chunks(self) -> None:
-        topic = self._topics.up(self._config.device, "get")
         for request in (self._fetching.request(self._now()), self._reconstruction.request(self._now())):
             if request:
-                self._publish(topic, seal(request, self._key, topic), False)
+                self._voice.say("get", request)
 
     def _look(self) -> None:
         """Tell the server when the number of labelled windows changed: it decides who is ready."""

@@ -15,18 +15,15 @@ from agent import sending
 from agent.engine import Floats
 from agent.store import Store
 from agent.update import Contribution, make_update
+from agent.voice import Voice
 from protocol.charter import SendingPolicy, TrainingPolicy
 from protocol.messages import Receipt, Round
 from protocol.package import Manifest
-from protocol.signing import PrivateKey
-from protocol.topics import Topics
 
 log = logging.getLogger(__name__)
 
 RESEND_SECONDS = 20.0
 HOUR = 3600
-
-Publish = Callable[[str, bytes, bool], bool]
 
 
 class Outbox:
@@ -35,11 +32,8 @@ class Outbox:
     def __init__(
         self,
         store: Store,
+        voice: Voice,
         *,
-        device: str,
-        topics: Topics,
-        key: PrivateKey,
-        publish: Publish,
         now: Callable[[], float],
         traffic: Callable[[], tuple[int, int]],
         owner: SendingPolicy,
@@ -48,19 +42,13 @@ class Outbox:
 
         Args:
             store: keeps the updates.
-            device: its name.
-            topics: of the federation.
-            key: signs them.
-            publish: (topic, payload, retain) -> handed to the broker.
+            voice: signs and sends them.
             now: Unix seconds.
             traffic: bytes (up, down) since the program started.
             owner: the owner's policy; the stricter of it and the charter's holds.
         """
         self._store = store
-        self._key = key
-        self._topics = topics
-        self._device = device
-        self._publish = publish
+        self._voice = voice
         self._now = now
         self._traffic = traffic
         self._owner = owner
@@ -72,8 +60,7 @@ class Outbox:
 
     def look(self) -> bool:
         """Decide anew whether to wait; whether that changed."""
-        policy = self._store.sending().stricter(self._owner)
-        now = self._now()
+        policy, now = self._policy(), self._now()
         bytes_of_day = 0
         if policy.bytes_per_day:
             total = sum(self._traffic())
@@ -93,7 +80,7 @@ class Outbox:
         if self.waits == sending.SMALL and not self._store.number("waiting_since", 0):
             self._store.note_waiting(int(now))
         if self.waits != before:
-            log.info("updates wait: %s", self.waits) if self.waits else log.info("updates are sent again")
+            log.info("updates wait: %s" if self.waits else "updates are sent again%s", self.waits)
         return self.waits != before
 
     def withheld(self) -> Floats | None:
@@ -104,8 +91,7 @@ class Outbox:
         difference = self.difference() if self.waits and not self._sent() else None
         if difference is None:
             return None
-        carry_over = np.float32(self._store.sending().stricter(self._owner).carry_over)
-        return np.asarray(carry_over * difference, np.float32)
+        return np.asarray(np.float32(self._policy().carry_over) * difference, np.float32)
 
     def difference(self, trained: Floats | None = None) -> Floats | None:
         """What an update would say now, float32 [parameters]; None: there is nothing yet.
@@ -129,9 +115,9 @@ class Outbox:
             contribution,
             manifest,
             policy,
-            topics=self._topics,
-            device=self._device,
-            key=self._key,
+            topics=self._voice.topics,
+            device=self._voice.device,
+            key=self._voice.key,
         )
         sha256 = hashlib.sha256(envelope).digest()
         dropped = self._store.answer(current.number, sha256, envelope, self._now())
@@ -160,7 +146,11 @@ class Outbox:
             log.log(level, "round=%d update %s%s", receipt.round, receipt.verdict, reason)
 
     def _send(self, envelope: bytes) -> None:
-        self._publish(self._topics.up(self._device, "update"), envelope, False)
+        self._voice.publish(self._voice.topic("update"), envelope, False)
+
+    def _policy(self) -> SendingPolicy:
+        """The charter's, and the owner's where it is stricter."""
+        return self._store.sending().stricter(self._owner)
 
     def _hours_waited(self) -> float:
         """Since an update began to be too small; a clock that went back begins anew."""
@@ -174,7 +164,9 @@ class Outbox:
         return self._store.number("sent_release", -1) == self._store.state().release
 
     def _relative_norm(self) -> float:
+        if self._sent():
+            return np.inf
         difference, base = self.difference(), self._store.adapter("global")
-        if difference is None or base is None or self._sent():
+        if difference is None or base is None:
             return np.inf
         return sending.relative_norm(difference, base)

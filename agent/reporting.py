@@ -6,15 +6,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 from agent.participant import State
 from agent.store import Store
+from agent.voice import Voice
 from protocol.messages import DeviceState, Report, seal
-from protocol.signing import PrivateKey
-from protocol.topics import Topics
 from runtime import memory
 
 REPEAT_SECONDS = 6 * 3600.0
 """How often state and report are said again: nobody acknowledges them, and a full queue drops them."""
-
-Publish = Callable[[str, bytes, bool], bool]
 
 
 class Reporter:
@@ -23,11 +20,8 @@ class Reporter:
     def __init__(
         self,
         store: Store,
+        voice: Voice,
         *,
-        device: str,
-        topics: Topics,
-        key: PrivateKey,
-        publish: Publish,
         now: Callable[[], float],
         traffic: Callable[[], tuple[int, int]],
     ) -> None:
@@ -35,18 +29,12 @@ class Reporter:
 
         Args:
             store: holds release, choice, gains and counts of windows; counts the sessions.
-            device: its name.
-            topics: of the federation.
-            key: signs what is said.
-            publish: (topic, payload, retain) -> handed to the broker.
+            voice: signs and publishes what is said.
             now: Unix seconds.
             traffic: bytes (up, down) of this connection.
         """
         self._store = store
-        self._device = device
-        self._topics = topics
-        self._key = key
-        self._publish = publish
+        self._voice = voice
         self._now = now
         self._traffic = traffic
         self._session = store.next_session(int(now() * 1000))
@@ -60,30 +48,19 @@ class Reporter:
 
     def state(self, state: State, waits: str) -> None:
         """Publish what the device runs."""
-        topic, payload = self.sealed_state(state, waits, online=True)
         self._said_at = self._now()
-        self._publish(topic, payload, True)
+        self._voice.say("state", self._state(state, waits, online=True), retain=True)
 
     def sealed_state(self, state: State, waits: str, *, online: bool) -> tuple[str, bytes]:
-        """Topic and message of what the device runs; a release counts as held only once it was adopted.
+        """Topic and message of what the device runs.
 
         Args:
             state: of the participant.
             waits: why no updates are sent at the moment.
             online: False in the last will.
         """
-        topic = self._topics.up(self._device, "state")
-        message = DeviceState(
-            online,
-            self._session,
-            self._key.public.raw,
-            _agent_version(),
-            state.package,
-            state.release if state.base else -1,
-            self.labelled,
-            waits,
-        )
-        return topic, seal(message, self._key, topic)
+        topic = self._voice.topic("state")
+        return topic, seal(self._state(state, waits, online=online), self._voice.key, topic)
 
     def report(self, problems: tuple[str, ...]) -> None:
         """Publish the gate's verdict on the release that is held, and what taking part has cost so far.
@@ -106,8 +83,20 @@ class Reporter:
             float(store.text("personal_gain")),
             float(store.text("mixed_gain") or 0),  # absent in a store that an earlier version wrote
         )
-        topic = self._topics.up(self._device, "report")
-        self._publish(topic, seal(message, self._key, topic), False)
+        self._voice.say("report", message)
+
+    def _state(self, state: State, waits: str, *, online: bool) -> DeviceState:
+        """A release counts as held only once it was adopted."""
+        return DeviceState(
+            online,
+            self._session,
+            self._voice.key.public.raw,
+            _agent_version(),
+            state.package,
+            state.release if state.base else -1,
+            self.labelled,
+            waits,
+        )
 
 
 def _agent_version() -> str:

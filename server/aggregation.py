@@ -28,17 +28,28 @@ def bound_norm(update: NDArray[np.int64], bound: float) -> NDArray[np.int64]:
         update: int64 [parameters], units of 2**-30, below 2**36 in magnitude, at most 4,000,000 parameters.
         bound: in the units of the adapter (not fixed point).
     """
-    # 22 bits a value, so that 44 bits a square times 4 million (22 bits) stay below 2**66; summed in two
-    # halves of the bits to stay within int64.
-    coarse = np.abs(update) >> _NORM_SHIFT
-    high, low = coarse >> 11, coarse & 0x7FF
-    square = (int(np.sum(high * high)) << 22) + (int(np.sum(high * low)) << 12) + int(np.sum(low * low))
-    norm = math.isqrt(square)
+    norm = math.isqrt(sum_of_squares(np.abs(update) >> _NORM_SHIFT, 11))  # 22 bits a value
     limit = int(bound * (1 << (FRACTION_BITS - _NORM_SHIFT)))
     if norm <= limit:
         return update
     scale = (limit << _SCALE_BITS) // norm
     return (update * scale) >> _SCALE_BITS
+
+
+def sum_of_squares(values: NDArray[np.int64], half_bits: int) -> int:
+    """Sum of squares of values, exactly, where squares and their sum may exceed int64.
+
+    Args:
+        values: int64 [n], 0 or more, below 2**(2 * half_bits), at most 4,000,000 of them.
+        half_bits: where values are cut in two, 16 at most: products of 32 bits times 4 million (22 bits) fit
+            into int64.
+    """
+    high, low = values >> half_bits, values & ((1 << half_bits) - 1)
+    return (
+        (int(np.sum(high * high)) << (2 * half_bits))
+        + (int(np.sum(high * low)) << (half_bits + 1))
+        + int(np.sum(low * low))
+    )
 
 
 class WeightedMean:

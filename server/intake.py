@@ -113,11 +113,18 @@ def examine(
         )
     except ProtocolError as error:
         return Rejected("refused", str(error))
-    # Quantisation adds noise to a vector within the bound: half a step of two root mean squares at most
-    # doubles its norm, so the decoded vector is scaled only beyond that.
-    bounded = bound_norm(vector, terms.policy.clipping_bound * (1 + terms.policy.step_ratio / 2))
+    bounded = bound_norm(vector, largest_norm(terms.policy))
     weight = lateness.policy.weight(update.weight, staleness)
     return Accepted(bounded, weight, update.loss_before, update.loss_after, staleness)
+
+
+def largest_norm(policy: TrainingPolicy) -> float:
+    """L2 norm beyond which a decoded update is scaled down.
+
+    Quantisation adds noise to a vector within the clipping bound: at most half a step, in root mean squares
+    of the vector, on every value.
+    """
+    return policy.clipping_bound * (1 + policy.step_ratio / 2)
 
 
 def _check_fields(update: Update, device: str, terms: RoundTerms) -> Rejected | None:

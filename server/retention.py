@@ -32,9 +32,9 @@ class RetentionPolicy:
 class Pruned:
     """What was forgotten."""
 
-    updates: int
-    releases: int
-    reports: int
+    updates: int = 0
+    releases: int = 0
+    reports: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.updates or self.releases or self.reports)
@@ -56,8 +56,8 @@ def prune(database: Database, policy: RetentionPolicy, maximum_staleness: int, n
     with database.engine.begin() as connection:
         newest = connection.execute(sql.select(sql.func.max(releases.c.number))).scalar()
         if newest is None:
-            return Pruned(0, 0, 0)
-        forgotten = Pruned(0, 0, 0)
+            return Pruned()
+        gone_updates = gone_releases = gone_reports = 0
         if policy.journal_days:
             connection.execute(
                 rounds.update()
@@ -69,11 +69,9 @@ def prune(database: Database, policy: RetentionPolicy, maximum_staleness: int, n
                 .values(pruned_at=now)
             )
             gone = sql.select(rounds.c.number).where(rounds.c.pruned_at.isnot(None))
-            deleted = connection.execute(updates.delete().where(updates.c.counted_in.in_(gone)))
-            forgotten = Pruned(deleted.rowcount, 0, 0)
+            gone_updates = connection.execute(updates.delete().where(updates.c.counted_in.in_(gone))).rowcount
         if policy.releases:
             oldest = newest - max(policy.releases, maximum_staleness + 1)
-            deleted_releases = connection.execute(releases.delete().where(releases.c.number < oldest))
-            deleted_reports = connection.execute(reports.delete().where(reports.c.release < oldest))
-            forgotten = Pruned(forgotten.updates, deleted_releases.rowcount, deleted_reports.rowcount)
-    return forgotten
+            gone_releases = connection.execute(releases.delete().where(releases.c.number < oldest)).rowcount
+            gone_reports = connection.execute(reports.delete().where(reports.c.release < oldest)).rowcount
+    return Pruned(gone_updates, gone_releases, gone_reports)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.quantisation import FRACTION_BITS
+from server.aggregation import sum_of_squares
 
 Fixed = NDArray[np.int64]
 """int64 [parameters], units of 2**-30."""
@@ -46,10 +47,7 @@ def length(vector: Fixed) -> int:
 
 def square(vector: Fixed) -> int:
     """Square of `length`, in units of 2**-48."""
-    # 31 bits a value, in halves of 16 and 15: products of 32 bits times 4 million (22 bits) fit into int64.
-    coarse = np.abs(vector) >> _LENGTH_SHIFT
-    high, low = coarse >> 15, coarse & 0x7FFF
-    return (int(np.sum(high * high)) << 30) + (int(np.sum(high * low)) << 16) + int(np.sum(low * low))
+    return sum_of_squares(np.abs(vector) >> _LENGTH_SHIFT, 16)  # 31 bits a value
 
 
 def lower_median(values: Sequence[int]) -> int:
