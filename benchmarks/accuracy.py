@@ -69,7 +69,8 @@ def measure(directory: Path, fleet: str, labels: int, seeds: list[int]) -> dict[
     found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in METHODS}
     steps: dict[str, list[float]] = {name: [] for name in METHODS}
     for seed in seeds:
-        with contextlib.closing(Laboratory(directory, seed, labels)) as lab:
+        package = (directory / f"package-{seed}.zip").read_bytes()
+        with contextlib.closing(Laboratory(directory / "fleet", package, seed, labels)) as lab:
             for name, method in METHODS.items():
                 print(f"{fleet}: {labels} labels, seed {seed}, {name}", file=sys.stderr, flush=True)
                 before = lab.steps

@@ -12,6 +12,7 @@ Measured 2026-11-24 on 2 shared x86-64 cores: see docs/results.md.
 """
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import numpy as np
 
 from benchmarks.adversaries import ATTACKS
 from benchmarks.attacked_fleet import AttackedFleet
+from benchmarks.laboratory import Laboratory
 from benchmarks.rehearsal import data_directory, make_fleet
 from server.rules.policy import RULES, AggregationPolicy
 
@@ -80,10 +82,8 @@ def make(directory: Path, fleet: str, data: str | None, seeds: list[int]) -> Non
 
 def measure(directory: Path, seed: int, rules: list[str], labels: int, rounds: int) -> list[Row]:
     """Run every rule under every attack with one seed."""
-    with tempfile.TemporaryDirectory() as folder:
-        fleet = AttackedFleet(
-            Path(folder), directory / "fleet", _package(directory, seed), labels=labels, seed=seed
-        )
+    with contextlib.closing(Laboratory(directory / "fleet", _package(directory, seed), seed, labels)) as lab:
+        fleet = AttackedFleet(lab)
         rows = []
         for rule in rules:
             policy = AggregationPolicy(rule=rule)

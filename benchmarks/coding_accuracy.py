@@ -29,7 +29,7 @@ class Cost:
     body_bits: float
     """Bits per parameter of the coded bodies."""
     message_bits: float
-    """The same with topic, envelope and header."""
+    """The same with envelope and header, without the topic."""
     uncoded: dict[str, float]
     """Accuracy in per cent, by adapter."""
     coded: dict[str, float]

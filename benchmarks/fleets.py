@@ -11,7 +11,6 @@ Measured 2026-11-23 and 24 on 2 shared x86-64 cores, 10 rounds: see docs/results
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.rehearsal import data_directory, make_fleet
 
 FLEETS = ("gearbox_vibration", "sp_sw_har", "skab_valve", "smellnet_gas", "fsdd_audio")
 FIGURES = (
@@ -38,22 +39,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("GRAFTWORK_DATA", "data")))
+    parser.add_argument("--data", help="folder of the data sets (default: $GRAFTWORK_DATA)")
     parser.add_argument("--fleets", default=",".join(FLEETS), help="names, comma-separated")
     parser.add_argument("--labels", default="5,15,50", help="labelled windows per class and device")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--json", action="store_true", help="print only the JSON object")
     options = parser.parse_args()
+    data = data_directory(options.data)
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for fleet in options.fleets.split(","):
             target = Path(folder) / fleet
-            _run("simulation", "import", fleet, str(options.data), str(target / "fleet"))
+            make_fleet(target, fleet, data, [int(seed) for seed in options.seeds.split(",")])
             runs: dict[int, list[dict[str, Any]]] = {int(labels): [] for labels in options.labels.split(",")}
             for seed in options.seeds.split(","):
                 package = target / f"package-{seed}.zip"
-                _run("models", "pretrain", str(target / "fleet"), "--output", str(package), "--seed", seed)
                 for labels, found in runs.items():
                     found.append(_simulate(target, package, labels, seed, options.rounds))
             for labels, found in runs.items():

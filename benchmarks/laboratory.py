@@ -45,26 +45,26 @@ class Bench:
 class Laboratory:
     """All devices of a fleet with one budget of labels."""
 
-    def __init__(self, directory: Path, seed: int, labels: int) -> None:
-        """Read a fleet that `rehearsal.make_fleet` made.
+    def __init__(self, fleet: Path, package: bytes, seed: int, labels: int) -> None:
+        """Read a fleet, and compute all features.
 
         Args:
-            directory: holds `fleet/` and `package-SEED.zip`.
+            fleet: a fleet directory.
+            package: the model package.
             seed: of package, labels and training.
             labels: labelled windows per class and device.
         """
         self.seed = seed
         self.policy = TrainingPolicy()
-        data = (directory / f"package-{seed}.zip").read_bytes()
         self._folder = tempfile.TemporaryDirectory()  # until `close`: graphs are opened late
         folder = Path(self._folder.name)
-        package = unpack(data, None)
-        self.manifest, self.initial = package.manifest, package.adapter
-        for name, content in package.members.items():
+        unpacked = unpack(package, None)
+        self.manifest, self.initial = unpacked.manifest, unpacked.adapter
+        for name, content in unpacked.members.items():
             (folder / name).write_bytes(content)
         self.engine: Engine = OnnxruntimeEngine(folder, self.manifest)
         settings = Settings(labels_per_class=labels, seed=seed)
-        experiment = prepare(folder / "run", directory / "fleet", settings)
+        experiment = prepare(folder / "run", fleet, settings)
         self.devices = {
             participant.device.id: self._bench(
                 participant.directory, experiment.test_set(participant.device.id)
@@ -118,7 +118,7 @@ class Laboratory:
         return np.asarray(np.average(stacked, axis=0, weights=weights), np.float32)
 
     def accuracy(self, adapters: Floats | Adapters) -> NDArray[np.float64]:
-        """Test accuracy of each device, float64 [devices]."""
+        """Test accuracy of each device, from 0 to 1, float64 [devices]."""
         return np.array(
             [
                 np.mean(

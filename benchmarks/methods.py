@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent import gate
+from agent.dataset import Labelled
 from agent.engine import Floats
 from agent.learner import mixed
 from agent.objective import comparable_losses, mean_loss
-from benchmarks.laboratory import Adapters, Laboratory, pool
+from benchmarks.laboratory import Adapters, Bench, Laboratory, pool
 from server.evaluation import ALONE, CANDIDATES, fleet_default
 
 ROUNDS = 10
@@ -31,21 +32,19 @@ def backbone(lab: Laboratory) -> Floats | Adapters:
 
 def local(lab: Laboratory) -> Adapters:
     """Training alone, on all labels: without a fleet there is nothing to decide, so nothing is held out."""
-    adapters = dict.fromkeys(lab.devices, lab.initial)
-    for number in range(ROUNDS):
-        adapters = {
-            name: lab.train(adapters[name], bench.labelled, name, number, "local")
-            for name, bench in lab.devices.items()
-        }
-    return adapters
+    return _alone(lab, lambda bench: bench.labelled)
 
 
 def local_held_out(lab: Laboratory) -> Adapters:
     """Training alone, as an agent does that holds windows out for its gate."""
-    adapters: Adapters = dict.fromkeys(lab.devices, lab.initial)
+    return _alone(lab, lambda bench: bench.training)
+
+
+def _alone(lab: Laboratory, windows: Callable[[Bench], Labelled]) -> Adapters:
+    adapters = dict.fromkeys(lab.devices, lab.initial)
     for number in range(ROUNDS):
         adapters = {
-            name: lab.train(adapters[name], bench.training, name, number, "local")
+            name: lab.train(adapters[name], windows(bench), name, number, "local")
             for name, bench in lab.devices.items()
         }
     return adapters

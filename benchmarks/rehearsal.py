@@ -54,13 +54,10 @@ class Outcome:
     body_bits: float = 0.0
     """Bits per parameter of the updates' coded bodies, mean."""
     message_bits: float = 0.0
-    """The same with topic, envelope and header."""
+    """The same with envelope and header, without the topic."""
     updates: int = 0
     bytes_up: float = 0.0
     """Per device: topics and payloads."""
-    bytes_down: float = 0.0
-    waits: dict[str, int] = field(default_factory=dict)
-    """By reason, how often a device was waiting when a release came."""
 
     def mean_accuracy(self, name: str, last: int) -> float:
         """Mean over the last releases."""
@@ -134,7 +131,6 @@ def rehearse(
                 tests = tests or _Tests(experiment, run / "programs" / devices[0] / "packages", federation)
                 for name, accuracy in tests.accuracy(federation).items():
                     outcome.accuracy.setdefault(name, []).append(accuracy)
-                _note_waits(outcome, federation)
             if federation.clock() >= end if duration_seconds else federation.finished:
                 break
         else:
@@ -176,12 +172,6 @@ class _Tests:
         return {figure: float(np.mean(values)) for figure, values in found.items()}
 
 
-def _note_waits(outcome: Outcome, federation: InProcessFederation) -> None:
-    for row in _store(federation).devices():
-        if row["waits"]:
-            outcome.waits[row["waits"]] = outcome.waits.get(row["waits"], 0) + 1
-
-
 def _count_bytes(
     outcome: Outcome, federation: InProcessFederation, parameters: int, devices: list[str]
 ) -> None:
@@ -194,8 +184,7 @@ def _count_bytes(
         bodies = [len(peek(Update, envelope).body) for envelope in envelopes]
         outcome.body_bits = 8 * float(np.mean(bodies)) / parameters
         outcome.message_bits = 8 * float(np.mean([len(envelope) for envelope in envelopes])) / parameters
-    traffic = [federation.traffic[device] for device in devices]
-    outcome.bytes_up, outcome.bytes_down = (float(value) for value in np.mean(traffic, axis=0))
+    outcome.bytes_up = float(np.mean([federation.traffic[device][0] for device in devices]))
 
 
 def _store(federation: InProcessFederation) -> Store:

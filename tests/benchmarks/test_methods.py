@@ -1,6 +1,5 @@
 """The laboratory: methods are compared on the same devices, and what they are made of does what it says."""
 
-import shutil
 from collections.abc import Iterator
 from importlib import resources
 
@@ -18,10 +17,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
     """Three of the demo's machines with five labels per class."""
     directory = tmp_path_factory.mktemp("laboratory")
     chosen = tuple(machine for machine in machines(0) if machine.id in ("pump-1", "fan-1", "gearbox-1"))
-    vibration.write_fleet(directory / "fleet", 0, chosen)
-    with resources.as_file(resources.files("simulation") / "demo" / "vibration.zip") as package:
-        shutil.copy(package, directory / "package-0.zip")
-    laboratory = Laboratory(directory, 0, 5)
+    vibration.write_fleet(directory, 0, chosen)
+    package = (resources.files("simulation") / "demo" / "vibration.zip").read_bytes()
+    laboratory = Laboratory(directory, package, 0, 5)
     yield laboratory
     laboratory.close()
 
