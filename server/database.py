@@ -1,6 +1,9 @@
 """The server's database: opened, brought up to date, and read row by row."""
 
 import logging
+import random
+import sqlite3
+import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,9 @@ from server.errors import ServerError
 from server.exclusion import sqlite_file
 
 log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 10
+"""How long a statement waits for what another connection holds."""
 
 
 class Database:
@@ -133,8 +139,23 @@ def next_number(connection: sql.Connection, column: sql.Column[Any], first: int)
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     """Readers (the operators' commands) never wait for the server, and a commit survives a power cut."""
     cursor = connection.cursor()
-    cursor.execute("PRAGMA busy_timeout = 10000")  # first: going over to WAL needs the file alone
-    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute(f"PRAGMA busy_timeout = {PATIENCE_SECONDS * 1000}")
+    _go_over_to_wal(cursor)
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+def _go_over_to_wal(cursor: sqlite3.Cursor) -> None:
+    # It needs the file alone, and SQLite does not wait for that where two connections want it at once:
+    # both would wait for each other, so it says "locked" at once, whatever the timeout.
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(random.uniform(0.005, 0.05))  # noqa: S311 -- not both again at the same time
+        else:
+            return
