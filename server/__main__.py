@@ -29,6 +29,9 @@ from server import replay as replaying
 from server.config import ServerConfig, load
 from server.database import reason
 from server.errors import ServerError
+from server.relatedness import drawing
+from server.relatedness.from_journal import of_journal
+from server.relatedness.groups import suggest
 from server.store import Store
 
 
@@ -70,7 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     replay = add("replay", _replay, "recompute releases from the journal and compare them")
     replay.add_argument("release", help="number of a release, or: all")
     refusals = add("refusals", _refusals, "list messages that were refused, newest first")
-    for command in (devices, rounds, releases, replay, refusals):
+    related = add("relatedness", _relatedness, "show which devices learn alike, as matrix, tree and groups")
+    related.add_argument("--rounds", type=int, default=10, help="rounds to look back (default: 10)")
+    related.add_argument("--plot", type=Path, metavar="FILE", help="write a picture, PNG by its name")
+    for command in (devices, rounds, releases, replay, refusals, related):
         command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
@@ -179,6 +185,33 @@ def _refusals(options: argparse.Namespace, config: ServerConfig) -> int:
     with _store(config) as store:
         rows = store.refusals()
     _show(options, rows, ["received_at", "device", "reason"])
+    return 0
+
+
+def _relatedness(options: argparse.Namespace, config: ServerConfig) -> int:
+    if options.rounds < 1:
+        raise ServerError(f"--rounds: expected 1 or more, got {options.rounds}")
+    with _store(config) as store:
+        found = of_journal(store, config.federation, options.rounds)
+    if not found.devices:
+        raise ServerError("the journal holds no round with two updates or more of the package that runs")
+    groups = suggest(found)
+    if options.plot:
+        drawing.plot(options.plot, found, groups)
+    if options.json:
+        print(json.dumps(drawing.as_mapping(found, groups)))
+        return 0
+    console = Console()
+    rounds = ", ".join(map(str, found.rounds))
+    console.print(
+        f"cosine of the updates of rounds {rounds}, beyond what all devices have in common", highlight=False
+    )
+    too_wide = (
+        f"the matrix of {len(found.devices)} devices is too wide for this terminal: see --plot or --json"
+    )
+    console.print(drawing.table_of(found, console.width) or too_wide, highlight=False)
+    console.print(drawing.tree_of(found, groups), markup=False, highlight=False)
+    console.print(drawing.summary_of(groups), highlight=False)
     return 0
 
 

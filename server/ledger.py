@@ -188,13 +188,20 @@ class Ledger:
 
     def journalled_updates(self, number: int) -> Iterator[JournalledUpdate]:
         """Each update that is counted in a round, a few in memory at a time."""
+        return self._journal(tables.updates.c.counted_in == number)
+
+    def answers(self, number: int) -> Iterator[JournalledUpdate]:
+        """Each update that answers a round, whichever round counts it, a few in memory at a time."""
+        return self._journal(tables.updates.c.round == number)
+
+    def _journal(self, chosen: sql.ColumnElement[bool]) -> Iterator[JournalledUpdate]:
         columns = (
             tables.updates.c.device,
             tables.updates.c.round,
             tables.updates.c.envelope,
             tables.updates.c.public_key,
         )
-        statement = sql.select(*columns).where(tables.updates.c.counted_in == number)
+        statement = sql.select(*columns).where(chosen)
         with self._database.engine.connect() as connection:
             for row in connection.execution_options(yield_per=16).execute(statement):
                 key = PublicKey(bytes(row.public_key))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protocol import entropy_coding
 from protocol.charter import TrainingPolicy
@@ -31,8 +32,9 @@ from tests.server.databases import Database, sqlite
 
 SERVER_KEY = private_key(100)
 TOPICS = Topics("pumps")
-NAMES = ("pump-1", "pump-2", "pump-3")
-KEYS = {name: private_key(index + 1) for index, name in enumerate(NAMES)}
+MANY = tuple(f"pump-{number}" for number in range(1, 10))
+NAMES = MANY[:3]
+KEYS = {name: private_key(index + 1) for index, name in enumerate(MANY)}
 PARTS = [slice(0, SEGMENTS[0].size), slice(SEGMENTS[0].size, PARAMETERS)]
 
 
@@ -46,7 +48,9 @@ class Federation:
         database: Database = sqlite,
         enrolment: str = "closed",
         round_policy: RoundPolicy | None = None,
+        names: tuple[str, ...] = NAMES,
     ) -> None:
+        self.names = names
         self.config = ServerConfig(
             "pumps",
             str(directory),
@@ -79,8 +83,8 @@ class Federation:
         return data
 
     def register(self) -> None:
-        for name, key in KEYS.items():
-            self.store.register_device(name, key.public, self.clock())
+        for name in self.names:
+            self.store.register_device(name, KEYS[name].public, self.clock())
 
     def say(self, name: str, **changes: Any) -> None:
         """Send a device's state: online, with labels, holding the newest release."""
@@ -93,7 +97,7 @@ class Federation:
 
     def open_round(self) -> Round:
         """Bring all devices online and let a round open."""
-        for name in NAMES:
+        for name in self.names:
             self.say(name)
         self.coordinator.tick()
         return self.newest(Round, "round")
@@ -125,8 +129,8 @@ class Federation:
         return [row["reason"] for row in self.store.refusals()]
 
 
-def update_of(name: str, current: Round, level: float = 0.5, **changes: Any) -> bytes:
-    """The sealed update of a device that learned `level` in every parameter."""
+def update_of(name: str, current: Round, level: float | NDArray[np.float32] = 0.5, **changes: Any) -> bytes:
+    """The sealed update of a device that learned `level` in every parameter, or a vector."""
     seed = dither_seed("pumps", name, current.number, current.base)
     quantised = quantise(np.full(PARAMETERS, level, np.float32), PARTS, seed, 2.0)
     body = entropy_coding.encode(quantised.symbols)

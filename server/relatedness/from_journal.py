@@ -1,0 +1,75 @@
+"""The relatedness of a federation's devices, from the updates that its journal holds."""
+
+from protocol.charter import StalenessPolicy
+from protocol.errors import ProtocolError
+from protocol.package import Manifest, unpack
+from protocol.quantisation import to_float
+from protocol.topics import Topics
+from server.errors import ServerError
+from server.intake import Accepted, Lateness, RoundTerms, examine, open_update
+from server.journal import terms_of
+from server.ledger import Ledger
+from server.ledger_records import JournalledUpdate
+from server.relatedness.directions import Directions, Relatedness
+
+
+def of_journal(store: Ledger, federation: str, rounds: int) -> Relatedness:
+    """Compare the devices by their updates of the last rounds of the package that runs.
+
+    An update belongs to the round that it answers, also where a later one counts it: it started from the same
+    release as the others of that round. Rounds with fewer than two updates in the journal are passed over.
+
+    Args:
+        store: of the federation.
+        federation: its name.
+        rounds: most rounds to look at.
+
+    Raises:
+        ServerError: there is no package, or it is damaged.
+    """
+    package = store.newest_package()
+    if package is None:
+        raise ServerError("there is no package yet, so no device has sent an update")
+    try:
+        manifest = unpack(store.package_path(package.sha256).read_bytes(), None).manifest
+    except ProtocolError as error:
+        raise ServerError(f"package {package.name!r} is damaged on disk: {error}") from error
+    directions, topics = Directions(manifest.parameters), Topics(federation)
+    looked_at = 0
+    for row in store.rounds():  # newest first
+        if looked_at == rounds or row["package_version"] != package.version:
+            break
+        terms = terms_of(store, row["number"], package.version)
+        if terms is None:
+            continue
+        found = [
+            (journalled.device, accepted)
+            for journalled in store.answers(terms.number)
+            if (accepted := _read(journalled, terms, topics, manifest)) is not None
+        ]
+        if len(found) > 1:
+            looked_at += 1
+            devices = [device for device, _ in found]
+            vectors = [to_float(accepted.vector) for _, accepted in found]
+            directions.add_round(terms.number, devices, vectors, [accepted.weight for _, accepted in found])
+    return directions.relatedness()
+
+
+def _read(
+    journalled: JournalledUpdate, terms: RoundTerms, topics: Topics, manifest: Manifest
+) -> Accepted | None:
+    """Decode an update as its round did; None: it cannot be any more, which `replay` explains."""
+    envelope = journalled.envelope
+    try:
+        update = open_update(envelope, journalled.key, topics, journalled.device, len(envelope))
+    except ProtocolError:
+        return None
+    decision = examine(
+        update,
+        journalled.device,
+        terms,
+        Lateness(terms.release, StalenessPolicy(maximum=0)),
+        federation=topics.federation,
+        manifest=manifest,
+    )
+    return decision if isinstance(decision, Accepted) else None
