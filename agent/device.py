@@ -31,6 +31,7 @@ from agent.update import Contribution
 from agent.voice import Publish, Voice
 from agent.work import Job, Work
 from protocol.charter import TrainingPolicy
+from protocol.domains import adapter_of
 from protocol.errors import ProtocolError
 from protocol.messages import Announcement, Chunk, Receipt, Release, Round, unseal
 from protocol.package import ADAPTER, Manifest, read_adapter
@@ -251,36 +252,41 @@ class DeviceAgent:
         )
 
     def _take(self, release: Release) -> None:
-        """Adopt a release once its adapter is here; its keyframe may have to be pulled first."""
-        adapter = self._reconstruction.adapter(release, self._require_learner().manifest)
-        if adapter is None:
+        """Adopt a release once its adapters are here; its keyframe may have to be pulled first."""
+        stack = self._reconstruction.adapter(release, self._require_learner().manifest)
+        if stack is None:
             self._request_chunks()
         else:
-            self._adopt(release, adapter)
+            self._adopt(release, stack)
 
-    def _adopt(self, release: Release, adapter: Floats) -> None:
+    def _adopt(self, release: Release, stack: Floats) -> None:
         learner = self._require_learner()
         local, initial = self._store.adapter("local"), self._store.adapter("initial")
         if local is None or initial is None:
             raise AgentError("the store lost its adapters; remove the state directory")
-        starts = {"local": local, "personal": adapter}
-        found: list[Material] = []
+        same = self._store.number("domains", 1) == release.domains
+        held = self._store.number("domain", 0) if same else None
+        found: list[tuple[Material, int, Floats]] = []
 
         def begin() -> Learning:
-            found.append(learner.material())
-            return learner.begin(release.number, starts, found[0])
+            material = learner.material()
+            domain = learner.domain(stack, material, held)
+            adapter = adapter_of(stack, learner.manifest.parameters, domain)
+            found.append((material, domain, adapter))
+            return learner.begin(release.number, {"local": local, "personal": adapter}, material)
 
         def finish(learned: Mapping[str, Floats]) -> None:
-            material = found[0]
-            self._adopted(
-                release, material, learner.conclude(learned, material, adapter, initial, release.default)
-            )
+            material, domain, adapter = found[0]
+            concluded = learner.conclude(learned, material, adapter, initial, release.default)
+            self._adopted(release, domain, material, concluded)
 
         self._work.take(Job(f"release {release.number}", begin, finish))
         self._work.go_on()
 
-    def _adopted(self, release: Release, material: Material, learned: Learned) -> None:
+    def _adopted(self, release: Release, domain: int, material: Material, learned: Learned) -> None:
         facts = {
+            "domain": str(domain),
+            "domains": str(release.domains),
             "fingerprint": material.fingerprint,
             "windows": str(learned.personal.windows),
             "loss_before": repr(learned.personal.loss_before),
@@ -298,8 +304,8 @@ class DeviceAgent:
             adapters["withheld"] = withheld
         self._store.adopt(release.number, release.adapter_sha256, adapters, learned.decision.choice, facts)
         log.info(
-            "release=%d windows=%d held_out=%d uses=%s gain=%.3f",
-            release.number, learned.personal.windows, len(material.holdout),
+            "release=%d windows=%d held_out=%d domain=%d uses=%s gain=%.3f",
+            release.number, learned.personal.windows, len(material.holdout), domain,
             learned.decision.choice, learned.decision.gain,
         )  # fmt: skip
         self._outbox.look()
@@ -349,7 +355,13 @@ class DeviceAgent:
         difference = self._outbox.difference(trained.adapter)
         if difference is None:
             raise AgentError("the store lost its adapters; remove the state directory")
-        contribution = Contribution(difference, trained.windows, trained.loss_before, trained.loss_after)
+        contribution = Contribution(
+            difference,
+            trained.windows,
+            trained.loss_before,
+            trained.loss_after,
+            self._store.number("domain", 0),
+        )
         self._outbox.send(current, contribution, learner.manifest, learner.policy)
         self._step(participant.on_answered(self._state, current.number))
 

@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 
-from agent import gate
+from agent import domains, gate
 from agent.dataset import Labelled, split
 from agent.engine import Engine, Floats
 from agent.features import FeatureCache
@@ -33,6 +33,8 @@ from protocol.package import Manifest
 class Material:
     """What a learning learns from."""
 
+    labelled: Labelled
+    """All labelled windows."""
     training: Labelled
     holdout: Labelled
     labelled_windows: int
@@ -114,6 +116,7 @@ class Learner:
             inventory.labelled, self.policy.holdout_fraction, self.manifest.window.length
         )
         return Material(
+            inventory.labelled,
             training,
             holdout,
             len(inventory.labelled),
@@ -124,6 +127,10 @@ class Learner:
     def problems(self) -> tuple[str, ...]:
         """Recordings that cannot be read, with the reason; at most ten, shortened."""
         return tuple(problem[:500] for problem in self._source.problems.values())[:10]
+
+    def domain(self, stack: Floats, material: Material, held: int | None) -> int:
+        """Which of a release's adapters to go on from; see domains.py."""
+        return domains.choose(self._engine, stack, material.labelled, held)
 
     def begin(self, release: int, starts: Mapping[str, Floats], material: Material) -> Learning:
         """Begin to train.

@@ -1,4 +1,4 @@
-"""From a release's message to its adapter: by its difference, from what the device has, or by its keyframe.
+"""From a release's message to its adapters: by its difference, from what the device has, or by its keyframe.
 
 In this order, the cheapest first:
 
@@ -49,7 +49,9 @@ class Reconstruction:
         """The release that not even its keyframe gave; not pulled again in this life."""
 
     def adapter(self, release: Release, manifest: Manifest) -> Floats | None:
-        """The adapter of a release of the installed package, float32 [parameters]; None: not yet, or never.
+        """The adapters of a release of the installed package, stacked; None: not yet, or never.
+
+        float32 [release.domains * parameters].
 
         Where it is not there yet, `request` has something to ask for; when `receive` returns the release, ask
         again. A release older than one that was asked for is never there.
@@ -117,7 +119,8 @@ class Reconstruction:
         if release.keyframe is None:
             self._refuse(release, "the message gives no other way to the adapter")
             return None
-        if release.keyframe.size > keyframe_limit(manifest.parameters):
+        size = release.domains * manifest.parameters
+        if release.keyframe.size > keyframe_limit(size):
             self._refuse(release, f"a keyframe of {release.keyframe.size} bytes is too large")
             return None
         if self._download is None or self._download.artifact != release.keyframe:
@@ -128,7 +131,7 @@ class Reconstruction:
             return None
         try:
             data = self._partial.path(release.keyframe).read_bytes()
-            return check_adapter(decode_keyframe(data, manifest.parameters), release.adapter_sha256)
+            return check_adapter(decode_keyframe(data, size), release.adapter_sha256)
         except (ArtifactError, OSError) as error:
             self._refuse(release, str(error))
             return None

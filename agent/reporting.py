@@ -82,6 +82,7 @@ class Reporter:
             problems,
             float(store.text("personal_gain")),
             float(store.text("mixed_gain") or 0),  # absent in a store that an earlier version wrote
+            store.number("domain", 0),
         )
         self._voice.say("report", message)
 

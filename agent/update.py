@@ -34,6 +34,8 @@ class Contribution:
     """Training loss of the release's adapter."""
     loss_after: float
     """Training loss of the adapter after local training."""
+    domain: int = 0
+    """Whose adapter in the release it started from."""
 
 
 def make_update(
@@ -68,6 +70,7 @@ def make_update(
         entropy_coding.encode(quantised.symbols),
         _short(contribution.loss_before),
         _short(contribution.loss_after),
+        contribution.domain,
     )
     return seal(update, key, topics.up(device, "update"))
 

@@ -156,5 +156,5 @@ class AttackedFleet:
             seed = dither_seed("attacked", name, number, base.sha256)
             quantised = quantise(update, self._parts, seed, policy.step_ratio)
             vector = dequantise(quantised, self._parts, seed)
-            counting.add(Accepted(bound_norm(vector, bound), weight, 0.0, 0.0))
+            counting.add(name, Accepted(bound_norm(vector, bound), weight, 0.0, 0.0))
         return counting.release(base, [], float(number))

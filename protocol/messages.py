@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from protocol import cbor, records
 from protocol.artifacts import Artifact
 from protocol.charter import SendingPolicy, StalenessPolicy, TrainingPolicy, check_range
+from protocol.domains import MAX_DOMAINS
 from protocol.errors import shown
 from protocol.signing import PrivateKey, PublicKey, sign, signed_payload, verify
 from protocol.topics import check_name, context
@@ -140,9 +141,12 @@ class Update:
     """Entropy-coded symbols (see entropy_coding.py)."""
     loss_before: float = 0.0
     loss_after: float = 0.0
+    domain: int = 0
+    """Whose adapter in the release it is relative to (see domains.py)."""
 
     def __post_init__(self) -> None:
         check_range("round", self.round, 1, 1 << 40)
+        check_range("domain", self.domain, 0, MAX_DOMAINS - 1)
         if len(self.base) != BASE_BYTES:
             raise ValueError(f"base: expected {BASE_BYTES} bytes, got {len(self.base)}")
         check_range("weight", self.weight, 1, 1 << 16)
@@ -189,9 +193,12 @@ class Release:
     """Quantisation step of each segment of the difference; empty without a base."""
     keyframe: Artifact | None = None
     """The whole adapter, for devices that lack the base to pull in chunks; None: the body is enough."""
+    domains: int = 1
+    """Adapters that it holds, one after another (see domains.py)."""
 
     def __post_init__(self) -> None:
         check_range("number", self.number, 0, 1 << 40)
+        check_range("domains", self.domains, 1, MAX_DOMAINS)
         _check_hash("package", self.package)
         if len(self.base) not in (0, BASE_BYTES):
             raise ValueError(f"base: expected {BASE_BYTES} bytes or none, got {len(self.base)}")
@@ -224,6 +231,8 @@ class Report:
     """Held-out loss of the local adapter minus that of the personal one."""
     mixed_gain: float = 0.0
     """Held-out loss of the local adapter minus that of the mixed one."""
+    domain: int = 0
+    """The domain that the device counts itself to."""
 
     def __post_init__(self) -> None:
         if self.choice not in CHOICES:
@@ -236,6 +245,7 @@ class Report:
         check_range("gain", self.gain, -1e3, 1e3)
         check_range("personal_gain", self.personal_gain, -1e3, 1e3)
         check_range("mixed_gain", self.mixed_gain, -1e3, 1e3)
+        check_range("domain", self.domain, 0, MAX_DOMAINS - 1)
 
 
 @dataclass(frozen=True)

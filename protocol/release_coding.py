@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol import entropy_coding
+from protocol.domains import restacked, stacked
 from protocol.errors import ArtifactError, EncodingError
 from protocol.messages import BASE_BYTES, Release, adapter_bytes
 from protocol.quantisation import FRACTION_BITS, MAX_STEP, round_step, to_float
@@ -160,25 +161,32 @@ def check_adapter(adapter: NDArray[np.float32], sha256: bytes) -> NDArray[np.flo
 def release_adapter(
     release: Release, base: NDArray[np.float32] | None, segments: Iterable[slice], parameters: int
 ) -> NDArray[np.float32]:
-    """Restore the adapter of a release from its message, float32 [parameters], and check it against its name.
+    """Restore the adapters of a release from its message, and check them against its name.
 
-    Memory: at most MEMORY_PER_PARAMETER * parameters, the tables of entropy coding, and once the body.
+    Memory: at most MEMORY_PER_PARAMETER * parameters for each domain, the tables of entropy coding, and once
+    the body.
 
     Args:
         release: a message with a body.
-        base: the adapter that `release.base` names; None where the body is a whole adapter.
-        segments: parts of the adapter vector that have a step of their own.
-        parameters: length of the adapter vector.
+        base: the adapters that `release.base` names; None where the body holds whole adapters.
+        segments: parts of one adapter that have a step of their own.
+        parameters: length of one adapter.
+
+    Returns:
+        float32 [release.domains * parameters].
 
     Raises:
         ProtocolError: a malformed body, another base, or a result with another hash.
     """
+    size = release.domains * parameters
     if not release.base:
-        return check_adapter(decode_keyframe(release.body, parameters), release.adapter_sha256)
-    if base is None or adapter_sha256(base)[:BASE_BYTES] != release.base or base.size != parameters:
+        return check_adapter(decode_keyframe(release.body, size), release.adapter_sha256)
+    if base is None or adapter_sha256(base)[:BASE_BYTES] != release.base:
         raise ArtifactError(f"expected the base {release.base.hex()}, which the difference starts from")
-    difference = decode_difference(Difference(release.steps, release.body), segments, parameters)
-    return check_adapter(add_difference(base, difference), release.adapter_sha256)
+    start = restacked(base, parameters, release.domains)
+    parts = stacked(segments, parameters, release.domains)
+    difference = decode_difference(Difference(release.steps, release.body), parts, size)
+    return check_adapter(add_difference(start, difference), release.adapter_sha256)
 
 
 def _root_mean_square(values: NDArray[np.int64]) -> float:

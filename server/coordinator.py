@@ -30,6 +30,7 @@ from protocol.package import Manifest, ModelPackage, unpack
 from protocol.signing import PrivateKey, PublicKey
 from server import round as rounds
 from server.config import ServerConfig
+from server.domains import placement
 from server.errors import ServerError
 from server.intake import Accepted, Lateness, Rejected, RoundTerms, examine, open_update
 from server.journal import sum_journal, terms_of
@@ -226,7 +227,7 @@ class Coordinator:
         )  # fmt: skip
         if self._counting is None:
             return  # the next round takes it from the journal
-        self._counting.add(accepted)
+        self._counting.add(device, accepted)
         if not late and isinstance(self._state, rounds.Open):
             self._state, actions = rounds.count(self._state, self._config.round, self._now(), device)
             self._perform(actions)
@@ -315,18 +316,31 @@ class Coordinator:
         if self._counting is None:
             raise ServerError(f"round {number} closes without having been open")
         base = self._newest()
+        self._split(number, base)
         release = self._counting.release(base, self._store.reports(base.number).values(), self._now())
         if not self._store.close_round(number, release, self._now()):
             self._look_for_package()
             return
         self._release, self._counting = release, None
         log.info(
-            "closed round=%d release=%d updates=%d sha256=%s",
-            number, release.number, release.updates, release.sha256.hex()[:16],
+            "closed round=%d release=%d updates=%d domains=%d sha256=%s",
+            number, release.number, release.updates, release.domains, release.sha256.hex()[:16],
         )  # fmt: skip
         if isinstance(self._state, rounds.Waiting) and self._state.rounds_done == self._config.round.rounds:
             log.info("all %d rounds of this package are done", self._state.rounds_done)
         self._publish_release()
+
+    def _split(self, number: int, base: ReleaseRecord) -> None:
+        """Count the round again, domain by domain, if its release is to split the federation."""
+        record = self._store.round_record(number)
+        if record is None or self._package is None:
+            raise ServerError(f"round {number} is gone")
+        manifest, federation = self._package.manifest, self._config.federation
+        found = placement(self._store, record, base, manifest, federation)
+        if found is not None:
+            self._counting, _ = sum_journal(
+                self._store, record, base, manifest=manifest, federation=federation, placement=found
+            )
 
     def _newest(self) -> ReleaseRecord:
         if self._release is None:

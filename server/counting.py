@@ -1,8 +1,13 @@
-"""The open round: what is counted so far, and the release that rule and optimiser make of it."""
+"""The open round: what is counted so far, domain by domain, and the release that is made of it."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.domains import restacked, stacked
 from protocol.package import Manifest
 from protocol.release_coding import adapter_sha256, add_difference, decode_difference, encode_difference
 from server import optimizers, rules
@@ -23,6 +28,9 @@ class Counting:
         manifest: Manifest,
         release_step_ratio: float,
         aggregation: AggregationPolicy,
+        *,
+        domains: int = 1,
+        placement: Mapping[str, int] | None = None,
     ) -> None:
         """Start with nothing.
 
@@ -32,13 +40,19 @@ class Counting:
             manifest: of the package, for the adapter's segments.
             release_step_ratio: quantisation step of the release in root mean squares of its difference.
             aggregation: rule and server optimiser.
+            domains: adapters that its release will hold.
+            placement: domain of the devices whose updates start from a release of one adapter.
         """
         self.terms = terms
         self.lateness = lateness
-        self._segments = list(manifest.slices().values())
+        self._manifest = manifest
         self._release_step_ratio = release_step_ratio
         self._aggregation = aggregation
-        self._rule = rules.make(aggregation, manifest.parameters)
+        self._placement = placement or {}
+        # Each domain is aggregated by itself: a rule sees the updates of its own domain alone.
+        share = replace(aggregation, memory_mib=max(1, aggregation.memory_mib // domains))
+        self._rules = [rules.make(share, manifest.parameters) for _ in range(domains)]
+        self._counts = [0] * domains
         self._updates, self._weight = 0, 0
         self._loss_before = 0.0
         self._loss_after = 0.0
@@ -47,9 +61,11 @@ class Counting:
         """Whether the sum can take this update without any risk of overflow."""
         return self._weight + accepted.weight <= MAX_TOTAL_WEIGHT
 
-    def add(self, accepted: Accepted) -> None:
+    def add(self, device: str, accepted: Accepted) -> None:
         """Count an update."""
-        self._rule.add(accepted.vector, accepted.weight)
+        domain = self._domain_of(device, accepted)
+        self._rules[domain].add(accepted.vector, accepted.weight)
+        self._counts[domain] += 1
         self._updates += 1
         self._weight += accepted.weight
         self._loss_before += accepted.weight * accepted.loss_before
@@ -66,7 +82,8 @@ class Counting:
         """Make the release of what is counted.
 
         The release is the one before plus the difference that devices decode. What quantisation leaves over
-        is the release's residual, and part of the next difference.
+        is the release's residual, and part of the next difference. A release of one adapter is the base of
+        every domain's.
 
         Args:
             base: the release that the updates started from.
@@ -74,13 +91,14 @@ class Counting:
             now: Unix seconds.
             coded: False: add the whole mean, as servers with schema version 1 did; for their replay.
         """
-        moved, moments = optimizers.step(self._aggregation, self._rule.mean(), base.moments)
-        target = moved + base.residual
+        domains, parameters = len(self._rules), self._manifest.parameters
+        target, moments = self._moved(base)
         difference, decoded = None, target
         if coded:
-            difference = encode_difference(target, self._segments, self._release_step_ratio)
-            decoded = decode_difference(difference, self._segments, target.size)
-        adapter = add_difference(base.adapter, decoded)
+            segments = stacked(self._manifest.slices().values(), parameters, domains)
+            difference = encode_difference(target, segments, self._release_step_ratio)
+            decoded = decode_difference(difference, segments, target.size)
+        adapter = add_difference(restacked(base.adapter, parameters, domains), decoded)
         weight = max(1, self._weight)
         return ReleaseRecord(
             base.number + 1,
@@ -97,4 +115,30 @@ class Counting:
             difference,
             target - decoded if coded else 0,
             moments,
+            domains,
+            self._placement if domains != base.domains else None,
         )
+
+    def _domain_of(self, device: str, accepted: Accepted) -> int:
+        """Where an update belongs, also one that started before the federation was split."""
+        if accepted.domains == len(self._rules):
+            return accepted.domain
+        return self._placement.get(device, 0) if accepted.domains < len(self._rules) else 0
+
+    def _moved(self, base: ReleaseRecord) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
+        """What the release moves by, all domains stacked, and the optimiser's moments."""
+        parameters = self._manifest.parameters
+        residual = np.broadcast_to(base.residual, (base.domains * parameters,))
+        moved, kept = [], []
+        for domain, rule in enumerate(self._rules):
+            part = slice(domain * parameters, (domain + 1) * parameters) if base.domains > 1 else slice(None)
+            moments = optimizers.moments(
+                self._aggregation, parameters, None if base.moments is None else base.moments[:, part]
+            )
+            step = np.zeros(parameters, np.int64)
+            if self._counts[domain]:  # else nobody sent anything: a domain does not move by itself
+                step, moments = optimizers.step(self._aggregation, rule.mean(), moments)
+            moved.append(step + residual[part])
+            if moments is not None:
+                kept.append(moments)
+        return np.concatenate(moved), np.concatenate(kept, axis=1) if kept else None

@@ -32,6 +32,10 @@ class Accepted:
     loss_after: float
     staleness: int = 0
     """Releases since its round."""
+    domain: int = 0
+    """Whose adapter it is relative to, in the release that it started from."""
+    domains: int = 1
+    """Adapters that that release holds."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class RoundTerms:
     """SHA-256 of its adapter."""
     cohort: frozenset[str]
     policy: TrainingPolicy
+    domains: int = 1
+    """Adapters that the release holds."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,9 @@ def examine(
         return Rejected("refused", str(error))
     bounded = bound_norm(vector, largest_norm(terms.policy))
     weight = lateness.policy.weight(update.weight, staleness)
-    return Accepted(bounded, weight, update.loss_before, update.loss_after, staleness)
+    return Accepted(
+        bounded, weight, update.loss_before, update.loss_after, staleness, update.domain, terms.domains
+    )
 
 
 def largest_norm(policy: TrainingPolicy) -> float:
@@ -135,6 +143,8 @@ def _check_fields(update: Update, device: str, terms: RoundTerms) -> Rejected | 
     expected = terms.base[:BASE_BYTES]
     if update.base != expected:
         return Rejected("refused", f"expected base {expected.hex()}, got {update.base.hex()}")
+    if update.domain >= terms.domains:
+        return Rejected("refused", f"expected a domain up to {terms.domains - 1}, got {update.domain}")
     heaviest = terms.policy.maximum_weight
     if update.weight > heaviest:
         return Rejected("refused", f"expected a weight up to {heaviest}, got {update.weight}")

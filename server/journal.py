@@ -4,7 +4,7 @@ For a server that starts, for a round that opens with late updates waiting for i
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from protocol import records
 from protocol.charter import StalenessPolicy, TrainingPolicy
@@ -26,14 +26,33 @@ TermsOf = Callable[[int], RoundTerms | None]
 
 
 def sum_journal(
-    store: Ledger, record: RoundRecord, base: ReleaseRecord, *, manifest: Manifest, federation: str
+    store: Ledger,
+    record: RoundRecord,
+    base: ReleaseRecord,
+    *,
+    manifest: Manifest,
+    federation: str,
+    placement: Mapping[str, int] | None = None,
 ) -> tuple[Counting, frozenset[str]]:
     """Begin to count a round with what is journalled for it.
+
+    Args:
+        store: the server's.
+        record: the round.
+        base: the release that it started from.
+        manifest: of the package.
+        federation: its name.
+        placement: domain of each device, where the round's release splits the federation.
 
     Returns:
         The sum, and those of the cohort who are counted.
     """
-    counting = counting_of(record, base, manifest)
+    if placement is None:
+        counting = counting_of(
+            record, base, manifest, base.domains, store.placement(record.package_version, base.number)
+        )
+    else:
+        counting = counting_of(record, base, manifest, max(placement.values()) + 1, placement)
     counted = set()
     journal = store.journalled_updates(record.number)
 
@@ -45,7 +64,7 @@ def sum_journal(
             reason = decision.reason if isinstance(decision, Rejected) else "the round has no room for it"
             log.error("the journalled update of device=%s is not counted: %s", journalled.device, reason)
             continue
-        counting.add(decision)
+        counting.add(journalled.device, decision)
         if journalled.round == record.number:
             counted.add(journalled.device)
     return counting, frozenset(counted)
@@ -80,8 +99,21 @@ def examine_journal(
         yield journalled, decision
 
 
-def counting_of(record: RoundRecord, base: ReleaseRecord, manifest: Manifest) -> Counting:
+def counting_of(
+    record: RoundRecord,
+    base: ReleaseRecord,
+    manifest: Manifest,
+    domains: int,
+    placement: Mapping[str, int],
+) -> Counting:
     """Begin to sum a round, under the policies that it was opened with.
+
+    Args:
+        record: the round.
+        base: the release that it started from.
+        manifest: of the package.
+        domains: adapters that its release holds.
+        placement: domain of the devices whose updates start from a release of one adapter.
 
     Raises:
         ProtocolError: they cannot be read.
@@ -89,7 +121,15 @@ def counting_of(record: RoundRecord, base: ReleaseRecord, manifest: Manifest) ->
     staleness = records.from_named(StalenessPolicy, record.staleness)
     lateness = Lateness(base.number, staleness)
     aggregation = records.from_named(AggregationPolicy, record.aggregation)
-    return Counting(_terms(record, base), lateness, manifest, record.release_step_ratio, aggregation)
+    return Counting(
+        _terms(record, base),
+        lateness,
+        manifest,
+        record.release_step_ratio,
+        aggregation,
+        domains=domains,
+        placement=placement,
+    )
 
 
 def terms_of(store: Ledger, number: int, package_version: int, *, pruned: bool = False) -> RoundTerms | None:
@@ -114,4 +154,4 @@ def terms_of(store: Ledger, number: int, package_version: int, *, pruned: bool =
 
 def _terms(record: RoundRecord, base: ReleaseRecord) -> RoundTerms:
     policy = records.from_named(TrainingPolicy, record.training)
-    return RoundTerms(record.number, base.number, base.sha256, frozenset(record.cohort), policy)
+    return RoundTerms(record.number, base.number, base.sha256, frozenset(record.cohort), policy, base.domains)

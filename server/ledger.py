@@ -237,9 +237,23 @@ class Ledger:
 
     def releases(self) -> list[dict[str, Any]]:
         """All releases without their adapters, differences, residuals and moments, newest first."""
-        large = ("adapter", "steps", "body", "residual", "moments")
+        large = ("adapter", "steps", "body", "residual", "moments", "placement")
         columns = [column for column in tables.releases.c if column.name not in large]
         return self._database.all(sql.select(*columns).order_by(tables.releases.c.number.desc()))
+
+    def placement(self, package_version: int, release: int) -> dict[str, int]:
+        """Domain of each device whose updates split the federation up to a release; empty: it was not."""
+        row = self._database.first(
+            sql.select(tables.releases.c.placement)
+            .where(
+                tables.releases.c.package_version == package_version,
+                tables.releases.c.placement.isnot(None),
+                tables.releases.c.number <= release,
+            )
+            .order_by(tables.releases.c.number.desc())
+            .limit(1)
+        )
+        return dict(row["placement"]) if row else {}
 
     def prune(self, policy: RetentionPolicy, maximum_staleness: int, now: float) -> Pruned:
         """Forget what is older than the policy says; see retention.py."""

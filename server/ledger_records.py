@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
+import sqlalchemy as sql
 from numpy.typing import NDArray
 
 from protocol.messages import adapter_bytes
@@ -34,7 +35,7 @@ class ReleaseRecord:
     parent: bytes
     sha256: bytes
     adapter: NDArray[np.float32]
-    """float32 [parameters]."""
+    """Of all domains, stacked, float32 [domains * parameters]."""
     created_at: float
     updates: int
     weight: int
@@ -43,9 +44,14 @@ class ReleaseRecord:
     difference: Difference | None = None
     """To the adapter of `parent`, as devices decode it; None: a package's initial adapter."""
     residual: NDArray[np.int64] | int = 0
-    """What the difference leaves over for the next one, int64 [parameters] in units of 2**-30; 0: nothing."""
+    """What the difference leaves over for the next one, int64 [domains * parameters] in units of 2**-30; 0:
+    nothing."""
     moments: NDArray[np.float64] | None = None
-    """Of the server's optimiser, float64 [2, parameters]; None: it keeps none."""
+    """Of the server's optimiser, float64 [2, domains * parameters]; None: it keeps none."""
+    domains: int = 1
+    """Adapters that it holds."""
+    placement: Mapping[str, int] | None = None
+    """Domain of each device whose updates split the federation with this release; None: it split nothing."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,7 @@ def release_row(release: ReleaseRecord) -> dict[str, Any]:
         **values,
         "adapter": adapter_bytes(release.adapter),
         "metrics": dict(release.metrics),
+        "placement": sql.null() if release.placement is None else dict(release.placement),
         "steps": difference.steps if difference else None,
         "body": difference.body if difference else None,
         # Most of its bytes are those of small numbers' signs.

@@ -16,26 +16,40 @@ Moments = NDArray[np.float64]
 _LARGEST = (1 << (VALUE_BITS - 1)) - 1
 
 
+def moments(policy: AggregationPolicy, parameters: int, before: Moments | None) -> Moments | None:
+    """What an optimiser starts a round with; None: it keeps nothing.
+
+    Args:
+        policy: of the round.
+        parameters: of the adapter.
+        before: what the release before kept; None: nothing.
+    """
+    if policy.server_optimizer == "average":
+        return None
+    if before is not None:
+        return before
+    return np.stack([np.zeros(parameters), np.full(parameters, policy.tau * policy.tau)])
+
+
 def step(
-    policy: AggregationPolicy, difference: NDArray[np.int64], moments: Moments | None
+    policy: AggregationPolicy, difference: NDArray[np.int64], before: Moments | None
 ) -> tuple[NDArray[np.int64], Moments | None]:
     """Turn the aggregate of a round into what the release moves by.
 
     Args:
         policy: of the round.
         difference: the aggregate, int64 [parameters] in units of 2**-30.
-        moments: of the release before; None: there are none, it starts with them.
+        before: moments of the release before; None: there are none, it starts with them.
 
     Returns:
         What to add, int64 [parameters] in units of 2**-30, and the moments to keep; None: there are none.
     """
-    if policy.server_optimizer == "average":
+    held = moments(policy, difference.size, before)
+    if held is None:
         return difference, None
     gradient = to_float(difference)
-    if moments is None:
-        moments = np.stack([np.zeros(difference.size), np.full(difference.size, policy.tau * policy.tau)])
-    first = policy.beta1 * moments[0] + (1 - policy.beta1) * gradient
-    second = policy.beta2 * moments[1] + (1 - policy.beta2) * (gradient * gradient)
+    first = policy.beta1 * held[0] + (1 - policy.beta1) * gradient
+    second = policy.beta2 * held[1] + (1 - policy.beta2) * (gradient * gradient)
     moved = policy.learning_rate * first / (np.sqrt(second) + policy.tau)
     fixed = np.rint(np.ldexp(moved, FRACTION_BITS))
     return np.clip(fixed, -_LARGEST, _LARGEST).astype(np.int64), np.stack([first, second])

@@ -38,6 +38,7 @@ def release_message(record: ReleaseRecord, package: bytes, offers: Offers) -> Re
         record.default_choice,
         steps,
         keyframe,
+        record.domains,
     )
 
 

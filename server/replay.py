@@ -5,7 +5,7 @@ of its round with the keys that they were accepted under, and the policy of that
 the journal can check what the server made of it. Nothing is written here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -65,6 +65,7 @@ def replay(store: Ledger, number: int, federation: str) -> Replay:
             record,
             store.journalled_updates(record.number),
             lambda number: terms_of(store, number, record.package_version, pruned=True),
+            placement=store.placement(record.package_version, base.number),
             manifest=package.manifest,
             federation=federation,
         )
@@ -101,6 +102,7 @@ def replay_round(
     *,
     manifest: Manifest,
     federation: str,
+    placement: Mapping[str, int] | None = None,
 ) -> Replay:
     """Recompute the release of a round and compare it with the one that is kept.
 
@@ -112,14 +114,16 @@ def replay_round(
         earlier: terms of the rounds before, for late updates.
         manifest: of the package.
         federation: its name, which the updates' signatures and dither are bound to.
+        placement: domain of each device whose update started before the federation was split.
 
     Raises:
         ProtocolError: the round's policy cannot be read.
         ServerError: the base has another size, or the updates weigh more than a round can sum.
     """
-    if base.adapter.size != manifest.parameters or np.size(base.residual) not in (1, manifest.parameters):
-        raise ServerError(f"release {base.number}: expected {manifest.parameters} parameters")
-    counting = counting_of(record, base, manifest)
+    size = base.domains * manifest.parameters
+    if base.adapter.size != size or np.size(base.residual) not in (1, size):
+        raise ServerError(f"release {base.number}: expected {size} parameters")
+    counting = counting_of(record, base, manifest, stored.domains, stored.placement or placement or {})
     differences = _damage(base) + _damage(stored)
     if stored.parent != base.sha256:
         differences.append(f"parent: expected {base.sha256.hex()[:16]}, got {stored.parent.hex()[:16]}")
@@ -131,7 +135,7 @@ def replay_round(
         if isinstance(decision, Rejected):
             differences.append(f"update of {journalled.device}: {decision.reason}")
         else:
-            counting.add(decision)
+            counting.add(journalled.device, decision)
     if not rows and stored.updates:
         reason = f"the journal holds none of its {stored.updates} updates any more"
         return Replay(stored.number, stored.round, PRUNED, 0, stored.sha256, b"", reason)

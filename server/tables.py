@@ -15,7 +15,7 @@ from sqlalchemy import (
     Table,
 )
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 6
 metadata = MetaData()
 
 settings = Table(
@@ -94,6 +94,8 @@ releases = Table(
     Column("body", LargeBinary),
     Column("residual", LargeBinary),
     Column("moments", LargeBinary),
+    Column("domains", Integer, nullable=False, default=1, server_default="1"),
+    Column("placement", JSON),
 )
 reports = Table(
     "reports",

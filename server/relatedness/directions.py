@@ -67,18 +67,35 @@ class Directions:
         for device, difference in zip(devices, centred, strict=True):
             half[device] = half[device] + difference if device in half else difference
 
-    def relatedness(self) -> Relatedness:
-        """What all rounds say together."""
-        one, other = self._sums
-        devices = tuple(sorted({*one, *other}))
+    def in_both_halves(self) -> tuple[str, ...]:
+        """Devices whose updates are in every other round and in the rounds between, in alphabetical order."""
+        return tuple(sorted({*self._sums[0]} & {*self._sums[1]}))
+
+    def sum_of(self, device: str) -> Matrix:
+        """Sum of a device's differences to its rounds' means, float64 [parameters, or SKETCH]."""
         none = np.zeros(1)
-        total = [one.get(device, none) + other.get(device, none) for device in devices]
+        one, other = (half.get(device, none) for half in self._sums)
+        return np.asarray(one + other)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """All devices that were seen, in alphabetical order."""
+        return tuple(sorted({*self._sums[0], *self._sums[1]}))
+
+    def relatedness(self, devices: Sequence[str] | None = None) -> Relatedness:
+        """What all rounds say together.
+
+        Args:
+            devices: of whom; by default of all.
+        """
+        chosen = self.devices if devices is None else tuple(sorted(devices))
         halves = None
-        if devices and set(one) == set(other):
-            first, second = ([half[device] for device in devices] for half in self._sums)
+        if chosen and set(chosen) <= set(self.in_both_halves()):
+            first, second = ([half[device] for device in chosen] for half in self._sums)
             halves = (cosines(np.stack(first)), cosines(np.stack(second)))
-        cosine = cosines(np.stack(total)) if devices else np.zeros((0, 0))
-        return Relatedness(devices, cosine, tuple(sorted(self._rounds)), halves)
+        total = [self.sum_of(device) for device in chosen]
+        cosine = cosines(np.stack(total)) if chosen else np.zeros((0, 0))
+        return Relatedness(chosen, cosine, tuple(sorted(self._rounds)), halves)
 
 
 def cosines(vectors: Matrix) -> Matrix:

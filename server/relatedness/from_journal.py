@@ -1,6 +1,7 @@
 """The relatedness of a federation's devices, from the updates that its journal holds."""
 
 from protocol.charter import StalenessPolicy
+from protocol.domains import adapter_of
 from protocol.errors import ProtocolError
 from protocol.package import Manifest, unpack
 from protocol.quantisation import to_float
@@ -16,14 +17,6 @@ from server.relatedness.directions import Directions, Relatedness
 def of_journal(store: Ledger, federation: str, rounds: int) -> Relatedness:
     """Compare the devices by their updates of the last rounds of the package that runs.
 
-    An update belongs to the round that it answers, also where a later one counts it: it started from the same
-    release as the others of that round. Rounds with fewer than two updates in the journal are passed over.
-
-    Args:
-        store: of the federation.
-        federation: its name.
-        rounds: most rounds to look at.
-
     Raises:
         ServerError: there is no package, or it is damaged.
     """
@@ -34,25 +27,52 @@ def of_journal(store: Ledger, federation: str, rounds: int) -> Relatedness:
         manifest = unpack(store.package_path(package.sha256).read_bytes(), None).manifest
     except ProtocolError as error:
         raise ServerError(f"package {package.name!r} is damaged on disk: {error}") from error
-    directions, topics = Directions(manifest.parameters), Topics(federation)
+    return directions(store, federation, package.version, manifest, rounds).relatedness()
+
+
+def directions(
+    store: Ledger, federation: str, package_version: int, manifest: Manifest, rounds: int
+) -> Directions:
+    """Sum up where the devices' updates of the last rounds of a package point.
+
+    An update belongs to the round that it answers, also where a later one counts it: it started from the same
+    release as the others of that round. Rounds with fewer than two updates in the journal are passed over.
+
+    Args:
+        store: of the federation.
+        federation: its name.
+        package_version: of the package.
+        manifest: of the package.
+        rounds: most rounds to look at.
+    """
+    found_directions, topics = Directions(manifest.parameters), Topics(federation)
     looked_at = 0
     for row in store.rounds():  # newest first
-        if looked_at == rounds or row["package_version"] != package.version:
+        if looked_at == rounds or row["package_version"] != package_version:
             break
-        terms = terms_of(store, row["number"], package.version)
-        if terms is None:
+        terms = terms_of(store, row["number"], package_version)
+        base = store.release(terms.release) if terms else None
+        if terms is None or base is None:
             continue
+        # In one order, whatever the database's: sums of floats depend on it.
+        answers = sorted(store.answers(terms.number), key=lambda answer: answer.device)
         found = [
-            (journalled.device, accepted)
-            for journalled in store.answers(terms.number)
-            if (accepted := _read(journalled, terms, topics, manifest)) is not None
+            (answer.device, accepted)
+            for answer in answers
+            if (accepted := _read(answer, terms, topics, manifest)) is not None
         ]
         if len(found) > 1:
             looked_at += 1
             devices = [device for device, _ in found]
-            vectors = [to_float(accepted.vector) for _, accepted in found]
-            directions.add_round(terms.number, devices, vectors, [accepted.weight for _, accepted in found])
-    return directions.relatedness()
+            # What each has become, and not by how much: after a split they do not start from one adapter.
+            vectors = [
+                adapter_of(base.adapter, manifest.parameters, accepted.domain) + to_float(accepted.vector)
+                for _, accepted in found
+            ]
+            found_directions.add_round(
+                terms.number, devices, vectors, [accepted.weight for _, accepted in found]
+            )
+    return found_directions
 
 
 def _read(

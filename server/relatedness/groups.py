@@ -36,8 +36,13 @@ class Groups:
     reason: str
 
 
-def suggest(found: Relatedness) -> Groups:
-    """Suggest a number of groups, the smallest of the best."""
+def suggest(found: Relatedness, maximum: int = MAXIMUM_GROUPS) -> Groups:
+    """Suggest a number of groups, the smallest of the best.
+
+    Args:
+        found: on the devices.
+        maximum: most groups.
+    """
     count = len(found.devices)
     one = (0,) * count
     if count < FEWEST:
@@ -47,7 +52,7 @@ def suggest(found: Relatedness) -> Groups:
     first, second = (1 - half for half in found.halves)
     cuts = {
         groups: (_labels(first, groups), _labels(second, groups))
-        for groups in range(2, min(MAXIMUM_GROUPS, count // 2) + 1)
+        for groups in range(2, min(maximum, count // 2) + 1)
     }
     scores = {groups: _held_out(first, second, labels) for groups, labels in cuts.items()}
     best = max(scores, key=lambda groups: scores[groups])

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from protocol.charter import check_range
+from protocol.domains import MAX_DOMAINS
 from protocol.errors import shown
 
 RULES = (
@@ -44,6 +45,9 @@ class AggregationPolicy:
     """Of "adam": what remains of the mean of their squares."""
     tau: float = 0.001
     """Of "adam": added to the root of the mean of squares; larger adapts less."""
+    maximum_domains: int = MAX_DOMAINS
+    """Most domains that the federation may be split into, where the devices' updates show that it is several;
+    1: it never is."""
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
@@ -60,3 +64,4 @@ class AggregationPolicy:
         check_range("beta1", self.beta1, 0, 0.9999)
         check_range("beta2", self.beta2, 0, 0.99999)
         check_range("tau", self.tau, 1e-8, 1)
+        check_range("maximum_domains", self.maximum_domains, 1, MAX_DOMAINS)

@@ -26,6 +26,7 @@ from protocol.topics import Topics
 from server.config import ServerConfig
 from server.coordinator import Coordinator
 from server.round import RoundPolicy
+from server.rules.policy import AggregationPolicy
 from server.store import Store
 from tests.builders import PARAMETERS, SEGMENTS, Clock, Wire, private_key, tiny_package
 from tests.server.databases import Database, sqlite
@@ -49,6 +50,7 @@ class Federation:
         enrolment: str = "closed",
         round_policy: RoundPolicy | None = None,
         names: tuple[str, ...] = NAMES,
+        aggregation: AggregationPolicy | None = None,
     ) -> None:
         self.names = names
         self.config = ServerConfig(
@@ -58,6 +60,7 @@ class Federation:
             database=database(directory),
             round=round_policy or RoundPolicy(minimum_devices=2, deadline_seconds=100.0),
             training=TrainingPolicy(),
+            aggregation=aggregation or AggregationPolicy(),
         )
         self.clock, self.wire = Clock(), Wire()
         self.start()

@@ -12,6 +12,7 @@ import pytest
 
 from protocol.messages import DeviceState, Report, adapter_bytes
 from protocol.release_coding import Difference
+from server import tables
 from server.errors import ServerError
 from server.registry import MAX_REFUSALS
 from server.store import JournalledUpdate, ReleaseRecord, RoundRecord, Store
@@ -222,7 +223,7 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     database.execute("UPDATE settings SET value = '99' WHERE name = 'schema_version'")
     database.commit()
     database.close()
-    with pytest.raises(ServerError, match="schema version 99, this program needs 4"):
+    with pytest.raises(ServerError, match=f"schema version 99, this program needs {tables.SCHEMA_VERSION}"):
         Store(tmp_path)
 
 
