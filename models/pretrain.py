@@ -144,7 +144,8 @@ def pretrain(
         network = kind.build(fleet.schema, fleet.window)
         network.set_normalisation(*data.normalisation())
         steps = epochs * len(data.train_dataloader())
-        training = Pretraining(network, augmentation or default_variation(kind.NAME), steps, seed)
+        varied = augmentation or default_variation(kind.NAME, fleet.schema.channels)
+        training = Pretraining(network, varied, steps, seed)
         _trainer(epochs, progress=progress).fit(training, datamodule=data)
     network.load_state_dict(training.best_state)
     counts = {
