@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--backbone",
-        choices=("auto", "conv1d", "mlp", "conv2d", "transformer"),
+        choices=("auto", "conv1d", "time-frequency", "mlp", "conv2d", "transformer"),
         default="auto",
         help="auto: conv2d for pictures, mlp for windows below 32 rows, else conv1d (docs/backbones.md)",
     )
@@ -112,9 +112,9 @@ def _add_adapter(command: argparse.ArgumentParser, default: str | None) -> None:
         "--adapter",
         choices=("bottleneck", "lora", "head"),
         default=default,
-        help=f"default: {default or 'bottleneck for conv1d, else lora'}",
+        help=f"default: {default or 'bottleneck for conv1d and time-frequency, else lora'}",
     )
-    rank = "16" if default else "16; of lora, but in conv1d, 8"
+    rank = "16" if default else "16; of lora, but in conv1d and time-frequency, 8"
     command.add_argument("--rank", type=int, help=f"inner width of the adapters (default: {rank})")
     command.add_argument(
         "--freeze-a", action="store_true", help="lora: train only the second factor (FFA-LoRA)"

@@ -5,12 +5,20 @@ from models.backbones.backbone import Backbone
 from models.backbones.conv1d import SHORTEST, Conv1dBackbone
 from models.backbones.conv2d import Conv2dBackbone
 from models.backbones.mlp import MlpBackbone
+from models.backbones.time_frequency import TimeFrequencyBackbone
 from models.backbones.transformer import TransformerBackbone
 from models.errors import AdapterError
 from protocol.input_schema import InputSchema, WindowSpec
 
 BACKBONES: dict[str, type[Backbone]] = {
-    backbone.NAME: backbone for backbone in (Conv1dBackbone, MlpBackbone, Conv2dBackbone, TransformerBackbone)
+    backbone.NAME: backbone
+    for backbone in (
+        Conv1dBackbone,
+        TimeFrequencyBackbone,
+        MlpBackbone,
+        Conv2dBackbone,
+        TransformerBackbone,
+    )
 }
 AUTO = "auto"
 
@@ -18,8 +26,9 @@ AUTO = "auto"
 def choose(name: str, schema: InputSchema, window: WindowSpec) -> type[Backbone]:
     """Return the backbone of that name; "auto" goes by the data.
 
-    Pictures get conv2d, windows that are too short for conv1d get mlp, all others conv1d. The transformer is
-    never chosen by itself: it needs more data than most fleets' source devices have.
+    Pictures get conv2d, windows that are too short for conv1d get mlp, all others conv1d. Two are never
+    chosen by themselves: the transformer needs more data than most fleets' source devices have, and
+    time-frequency is much better on some fleets and much worse on others.
 
     Raises:
         AdapterError: no backbone has this name.

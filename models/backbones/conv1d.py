@@ -30,12 +30,7 @@ class Conv1dBackbone(Backbone):
 
     def __init__(self, channels: int, classes: int, strides: Sequence[int] = (4, 2, 2)) -> None:
         super().__init__(channels, 1)
-        first, second, third = strides
-        self.stem = nn.Sequential(
-            *_convolution(channels, 32, 15, first),
-            *_convolution(32, 64, 7, second),
-            *_convolution(64, WIDTH // 2, 5, third),
-        )
+        self.stem = stem(channels, strides)
         self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU()) for _ in range(2))
         self.head = nn.Linear(WIDTH, classes)
 
@@ -52,24 +47,42 @@ class Conv1dBackbone(Backbone):
                 f"backbone {cls.NAME}: window length: expected at least {SHORTEST} rows, got {window.length}",
                 "use longer windows or --backbone mlp, or export a module of your own",
             )
-        # About 16 to 64 positions remain for the pooling.
-        strides = (4, 2, 2) if window.length >= 512 else (2, 2, 2) if window.length >= 128 else (1, 2, 1)
-        return cls(len(schema.channels), len(schema.classes), strides)
+        return cls(len(schema.channels), len(schema.classes), strides_for(window.length))
 
     def forward(self, window: Tensor) -> Tensor:
         """Map windows, float32 [batch, channels, length], to logits, float32 [batch, classes]."""
-        hidden = self.stem(self.normalised(window))
-        centre = hidden.mean(-1, keepdim=True)
-        # Written out, since a variance has more spellings in ONNX than runtimes agree on.
-        spread = ((hidden - centre).square().mean(-1) + 1e-5).sqrt()
-        features = torch.cat([centre.squeeze(-1), spread], 1)
+        features = pooled(self.stem(self.normalised(window)))
         for block in self.blocks:
             features = block(features)
         logits: Tensor = self.head(features)
         return logits
 
 
-def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> list[nn.Module]:
+def strides_for(length: int) -> tuple[int, int, int]:
+    """Return the stem's strides for windows of so many rows: about 16 to 64 positions remain to be pooled."""
+    return (4, 2, 2) if length >= 512 else (2, 2, 2) if length >= 128 else (1, 2, 1)
+
+
+def stem(channels: int, strides: Sequence[int]) -> nn.Sequential:
+    """Three strided convolutions, float32 [batch, channels, length] -> [batch, WIDTH // 2, positions]."""
+    first, second, third = strides
+    return nn.Sequential(
+        *convolution(channels, 32, 15, first),
+        *convolution(32, 64, 7, second),
+        *convolution(64, WIDTH // 2, 5, third),
+    )
+
+
+def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> list[nn.Module]:
+    """A convolution with its norm and ReLU, which keeps the length but for the stride."""
     # BatchNorm brings its own bias; at export it folds into the convolution.
-    convolution = nn.Conv1d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-    return [convolution, nn.BatchNorm1d(outputs), nn.ReLU()]
+    layer = nn.Conv1d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    return [layer, nn.BatchNorm1d(outputs), nn.ReLU()]
+
+
+def pooled(hidden: Tensor) -> Tensor:
+    """Mean and deviation over time, float32 [batch, channels, positions] -> [batch, 2 * channels]."""
+    centre = hidden.mean(-1, keepdim=True)
+    # Written out, since a variance has more spellings in ONNX than runtimes agree on.
+    spread = ((hidden - centre).square().mean(-1) + 1e-5).sqrt()
+    return torch.cat([centre.squeeze(-1), spread], 1)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from models.backbones import (
     Conv1dBackbone,
     Conv2dBackbone,
     MlpBackbone,
+    TimeFrequencyBackbone,
     TransformerBackbone,
     choose,
     default_adapter,
@@ -27,6 +29,7 @@ SERIES = InputSchema("timeseries", ("a", "b"), 10.0, ("x", "y", "z"))
 IMAGES = InputSchema("image", ("grey",), 1.0, ("x", "y", "z"), ImageSpec(32, 20))
 Inputs = tuple[InputSchema, WindowSpec]
 INPUTS: dict[str, Inputs] = {
+    "time-frequency": (SERIES, WindowSpec(64, 32)),
     "conv1d": (SERIES, WindowSpec(64, 32)),
     "mlp": (SERIES, WindowSpec(5, 5)),
     "conv2d": (IMAGES, ONE_PICTURE),
@@ -82,11 +85,12 @@ def test_adapters_below_convolutions_are_exported_within_the_limit(
 def test_auto_goes_by_the_data(schema: InputSchema, length: int, expected: type[Backbone]) -> None:
     assert choose("auto", schema, WindowSpec(length, length)) is expected
     assert choose("transformer", schema, WindowSpec(length, length)) is TransformerBackbone
+    assert choose("time-frequency", schema, WindowSpec(length, length)) is TimeFrequencyBackbone
 
 
 def test_an_unknown_backbone_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
-        AdapterError, match="expected one of auto, conv1d, mlp, conv2d, transformer, got 'vgg'"
+        AdapterError, match=r"expected one of auto, conv1d, time-frequency, mlp, conv2d, .* got 'vgg'"
     ):
         choose("vgg", SERIES, WindowSpec(64, 64))
 
@@ -102,6 +106,7 @@ def test_data_of_the_other_kind_are_refused(name: str) -> None:
     ("name", "length", "message"),
     [
         ("conv1d", 31, "at least 32 rows, got 31"),
+        ("time-frequency", 63, "at least 64 rows, got 63"),
         ("transformer", 7, "at least 8 rows, got 7"),
         ("mlp", 5000, "at most 4,096 values per window, got 10,000"),
     ],
@@ -110,6 +115,37 @@ def test_windows_that_do_not_suit_are_refused_with_a_way_out(name: str, length: 
     with pytest.raises(AdapterError, match=message) as caught:
         BACKBONES[name].build(SERIES, WindowSpec(length, length))
     assert "--backbone" in caught.value.hint
+
+
+@pytest.mark.parametrize(("length", "segment"), [(64, 16), (100, 16), (1000, 128), (5000, 256)])
+def test_spectra_are_those_of_a_fourier_transform(length: int, segment: int) -> None:
+    window = WindowSpec(length, length)
+    module = build("time-frequency", (SERIES, window))
+    assert isinstance(module, TimeFrequencyBackbone)
+    signal = random_windows(SERIES, window, 3)
+    hann = np.hanning(2 * segment + 1)[1::2]
+    parts = np.lib.stride_tricks.sliding_window_view(signal.numpy(), segment, -1)[:, :, :: segment // 2]
+    transformed = np.fft.rfft(parts.astype(np.float64) * hann)[..., 1 : segment // 2 + 1]
+    power = 2 * np.abs(transformed / hann.sum()) ** 2
+    expected = np.log(power + 1e-4).swapaxes(2, 3)
+    expected -= expected.mean((2, 3), keepdims=True)
+    np.testing.assert_allclose(module.spectra(signal).numpy(), expected.reshape(3, segment, -1), atol=1e-3)
+
+
+def test_another_gain_of_the_sensor_does_not_change_the_spectra() -> None:
+    schema, window = INPUTS["time-frequency"]
+    module = build("time-frequency")
+    assert isinstance(module, TimeFrequencyBackbone)
+    signal = 30 * random_windows(schema, window, 8)
+    torch.testing.assert_close(module.spectra(signal), module.spectra(7 * signal), rtol=0, atol=0.1)
+
+
+def test_the_course_of_a_signal_without_a_spectrum_still_tells_classes_apart() -> None:
+    """A level is no vibration: only the view over time sees it."""
+    schema, window = INPUTS["time-frequency"]
+    module = build("time-frequency")
+    signal = random_windows(schema, window, 4)
+    assert (module(signal) - module(signal + 0.5)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("length", [1, 2, 31, 200])
