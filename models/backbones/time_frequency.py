@@ -5,9 +5,9 @@ window -> normalise -> stem (3 strided convolutions) -> pool (mean, deviation) -
                        -> spectrum (2 convolutions) -> pool                    -> blocks.0.frequency
 both views -> blocks.1 -> head
 
-What a machine or a gear is stands in its spectrum, whatever the gain; what a person does stands in the course
-and the level of the signal. The views meet only behind a layer of their own: where they shared it, what one
-learned faster on the source devices took the place of the other.
+A broken gear shows in the spectrum, whatever the gain of the sensor; what a person does shows in the course
+and the level of the signal. The views meet only behind a layer of their own: where they shared it, devices
+unlike the source devices were worse off (docs/backbones.md).
 """
 
 import math
