@@ -105,9 +105,11 @@ def _check_recordings(config: AgentConfig) -> int:
     if not package:
         print("               not read: no package is installed that says what they hold")
         return 0
-    schema = Installation(state / "packages", ()).manifest(package).schema
+    manifest = Installation(state / "packages", ()).manifest(package)
+    schema = manifest.schema
     # A replay uncovers its recordings with time; all of them are checked now.
     source = Source(replace(config.source, kind="spool"), lambda: 0.0)
+    source.accept(manifest)
     logging.disable(logging.ERROR)  # each problem is printed once, below
     try:
         listings = list(source.list(schema))

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from protocol.charter import SendingPolicy
+from protocol.input_schema import ColumnSpec
 from protocol.package import ENGINES
 from protocol.topics import check_name
 from runtime import configuration
@@ -29,6 +30,8 @@ class SourceConfig:
     uncovered in time as if the sensor were recording them now."""
     speed: float = 1.0
     """Of "replay": recorded seconds per second."""
+    channels: dict[str, ColumnSpec] = field(default_factory=dict)
+    """By channel of the package, the column that holds it where name or unit differ."""
 
     def __post_init__(self) -> None:
         if self.kind not in SOURCES:

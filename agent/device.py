@@ -84,12 +84,14 @@ class DeviceAgent:
         self._make_engine = make_engine
         self._topics = Topics(config.federation)
         self._server = PublicKey.from_hex(config.server_key)
+        self._source = Source(config.source, now)
         self._installation = Installation(
-            Path(config.state_directory) / "packages", [PublicKey.from_hex(k) for k in config.publishers]
+            Path(config.state_directory) / "packages",
+            [PublicKey.from_hex(k) for k in config.publishers],
+            self._source.accept,
         )
         self._fetching = Fetching(self._installation)
         self._reconstruction = Reconstruction(store, Path(config.state_directory) / "keyframes")
-        self._source = Source(config.source, now)
         self._state = store.state()
         self._resources = resources or Resources(config.limits, now)
         self._work = Work(store, self._resources, now)
@@ -240,6 +242,7 @@ class DeviceAgent:
             manifest,
             limit_bytes=self._config.limits.feature_cache_bytes,
             replay_windows=self._config.limits.replay_windows,
+            mapping=self._source.mapping,
         )
         self._learner = Learner(
             self._make_engine(directory, manifest, self._config),

@@ -35,7 +35,13 @@ class FeatureCache:
     """Features by recording."""
 
     def __init__(
-        self, directory: Path, manifest: Manifest, *, limit_bytes: int, replay_windows: int = 64
+        self,
+        directory: Path,
+        manifest: Manifest,
+        *,
+        limit_bytes: int,
+        replay_windows: int = 64,
+        mapping: str = "",
     ) -> None:
         """Open the cache of a backbone; caches of other backbones are thrown away.
 
@@ -45,10 +51,11 @@ class FeatureCache:
             limit_bytes: of the feature files together.
             replay_windows: of each class, kept of recordings that are gone; together at most a quarter of
                 the limit.
+            mapping: names how the source reads channels; another one gives other features.
         """
         self._manifest = manifest
         self._limit = limit_bytes
-        settings = f"{manifest.backbone_sha256.hex()} {manifest.schema} {manifest.window}"
+        settings = f"{manifest.backbone_sha256.hex()} {manifest.schema} {manifest.window} {mapping}"
         self._directory = directory / hashlib.sha256(settings.encode()).hexdigest()[:32]
         if directory.is_dir():
             for other in directory.iterdir():

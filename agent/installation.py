@@ -6,7 +6,7 @@ file itself says what is there. A package appears under its name only when every
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,13 +24,20 @@ MANIFEST_FILE = "manifest.cbor"
 class Installation:
     """The folder of packages."""
 
-    def __init__(self, directory: Path, publishers: Sequence[PublicKey]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        publishers: Sequence[PublicKey],
+        accept: Callable[[Manifest], None] = lambda _manifest: None,
+    ) -> None:
         """Take a folder.
 
         Args:
             directory: for packages and partial files.
             publishers: whose packages are installed; none: any that was announced.
+            accept: raises a ProtocolError where the device cannot work with a package.
         """
+        self._accept = accept
         self._directory = directory
         self._publishers = publishers
         self._partial = PartialFiles(directory)
@@ -47,7 +54,8 @@ class Installation:
         """Check the whole package and put it into its folder.
 
         Raises:
-            ProtocolError: it is not what was announced, or not of a known publisher; it is thrown away.
+            ProtocolError: it is not what was announced, not of a known publisher, or not for this device; it
+                is thrown away.
         """
         path = self._partial.path(artifact)
         unpacked = path.with_suffix(".unpacked")
@@ -59,6 +67,7 @@ class Installation:
                     raise ArtifactError("the package does not have the announced hash")
                 manifest = self._extract(stream, unpacked)
             read_adapter((unpacked / ADAPTER).read_bytes(), manifest.parameters)
+            self._accept(manifest)
         except ProtocolError:
             shutil.rmtree(unpacked, ignore_errors=True)
             path.unlink()

@@ -1,9 +1,13 @@
 """Sensor recordings or pictures of the device: a spool folder, or a replay of one in time.
 
-What cannot be read is reported once, by file, row and reason; the others go on.
+What cannot be read is reported once, by file, row and reason; the others go on. Where a channel is missing,
+the reason names the line of agent.toml that would map it.
 """
 
+import difflib
+import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +15,20 @@ from pathlib import Path
 import numpy as np
 
 from agent.config import SourceConfig
+from protocol import channels, units
 from protocol import recording as recordings
+from protocol.channels import ChannelError
 from protocol.errors import DataError
 from protocol.input_schema import InputSchema
+from protocol.package import Manifest
 from protocol.recording import UNLABELLED, Recording
 from runtime.pictures import PictureFile, pictures_in, read_picture
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".csv", ".parquet")
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
+"""A key that TOML takes without quotes."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,23 @@ class Source:
         self._started = now()
         self.problems: dict[str, str] = {}
         """Reason why a recording or picture cannot be read, by file name."""
+
+    @property
+    def mapping(self) -> str:
+        """Names how channels are read: what was computed under another mapping is of no use."""
+        return repr(sorted(self._config.channels.items())) if self._config.channels else ""
+
+    def accept(self, manifest: Manifest) -> None:
+        """Check what the owner says about channels against a package.
+
+        Raises:
+            ChannelError: the owner maps a channel that the package does not have, or a unit that cannot be
+                converted to the package's.
+        """
+        try:
+            channels.check(manifest.schema, self._config.channels)
+        except ChannelError as error:
+            raise ChannelError(f"[source] of agent.toml: {error}") from None
 
     @property
     def available(self) -> bool:
@@ -104,7 +130,10 @@ class Source:
                 recording = _picture(PictureFile(path, name, UNLABELLED), schema)
             else:
                 with path.open("rb") as stream:
-                    recording = recordings.parse(stream, name, schema)
+                    recording = recordings.parse(stream, name, schema, columns=self._config.channels)
+        except ChannelError as error:
+            self._report(name, f"{error}{_advice(error, schema)}")
+            return None
         except (DataError, OSError) as error:
             self._report(name, str(error))
             return None
@@ -130,6 +159,22 @@ class Source:
         if self.problems.get(name) is None:
             log.error("skipped: %s", reason)
         self.problems[name] = reason
+
+
+def _advice(error: ChannelError, schema: InputSchema) -> str:
+    """What the owner can write into agent.toml so that a missing channel is found."""
+    if not error.channel:
+        return ""
+    likely = difflib.get_close_matches(error.channel, error.columns, 1, 0.5) or error.columns[:1]
+    key = error.channel if _BARE_KEY.fullmatch(error.channel) else json.dumps(error.channel)
+    entry = f"column = {json.dumps(likely[0] if likely else 'COLUMN')}"
+    unit = schema.unit(error.channel)
+    hint = ""
+    if unit:
+        entry += f", unit = {json.dumps(unit)}"
+        others = ", ".join(units.convertible(unit))
+        hint = f" (or the column's own unit: {others})" if others else ""
+    return f"; if it stands in another column, add to [source]: channels.{key} = {{ {entry} }}{hint}"
 
 
 def _picture(file: PictureFile, schema: InputSchema) -> Recording:

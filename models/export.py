@@ -27,6 +27,7 @@ from models.prefix_quantisation import features as prefix_features
 from models.refusals import check_layers, check_logits
 from models.tracing import Cut, cut
 from models.training_step import Predict, trace_step
+from protocol import channels
 from protocol.input_schema import InputSchema, WindowSpec
 from protocol.package import (
     ADAPTER,
@@ -140,6 +141,10 @@ def export(
     """
     if not 1 <= batch <= 4096:
         raise ExportError(f"batch: expected 1 to 4096, got {batch}")
+    try:
+        channels.check(schema, {})
+    except channels.ChannelError as error:
+        raise ExportError(f"schema: {error}") from error
     adapter = module.flat_adapter()
     if len(adapter) > MAX_PARAMETERS:
         raise ExportError(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from protocol import toml
+from protocol import channels, toml
 from protocol.errors import DataError, SchemaError
 from protocol.input_schema import IMAGE, ONE_PICTURE, InputSchema, WindowSpec
 from protocol.records import from_named
@@ -111,10 +111,14 @@ def parse(text: str, name: str = "fleet.toml") -> FleetDescription:
     # Each [[device]] table describes one; as a field of the record they are devices.
     document["devices"] = document.pop("device", [])
     try:
-        return from_named(FleetDescription, inputs_of(document))
+        fleet = from_named(FleetDescription, inputs_of(document))
+        channels.check(fleet.schema, {})
+    except channels.ChannelError as error:
+        raise DataError(f"{name}: schema: {error}") from None
     except SchemaError as error:
         message = str(error).removeprefix("FleetDescription: ").replace("schema.image", "image", 1)
         raise DataError(f"{name}: {message}") from None
+    return fleet
 
 
 def inputs_of(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,6 +155,7 @@ def dump(fleet: FleetDescription) -> str:
         f"channels = [{', '.join(map(_text, schema.channels))}]",
         f"sample_rate_hz = {float(schema.sample_rate_hz)!r}",
         f"classes = [{', '.join(map(_text, schema.classes))}]",
+        *_columns(schema),
         *_size(schema, window),
         "",
         "[split]",
@@ -166,6 +171,21 @@ def dump(fleet: FleetDescription) -> str:
             f"role = {_text(device.role)}",
         ]
     return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _columns(schema: InputSchema) -> list[str]:
+    lines = [] if schema.units is None else [f"units = [{', '.join(map(_text, schema.units))}]"]
+    for alias in schema.aliases or ():
+        lines += [
+            "",
+            "[[schema.aliases]]",
+            f"channel = {_text(alias.channel)}",
+            f"column = {_text(alias.column)}",
+            f"unit = {_text(alias.unit)}",
+            f"scale = {float(alias.scale)!r}",
+            f"offset = {float(alias.offset)!r}",
+        ]
+    return lines
 
 
 def _size(schema: InputSchema, window: WindowSpec) -> list[str]:

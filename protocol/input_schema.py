@@ -1,5 +1,9 @@
-"""What a model takes in: channels and classes, and how samples become windows or pictures become inputs."""
+"""What a model takes in: channels and classes, and how samples become windows or pictures become inputs.
 
+Which column of a recording a channel is, channels.py decides.
+"""
+
+import math
 from dataclasses import dataclass
 
 from protocol.errors import shown
@@ -8,6 +12,8 @@ TIMESERIES, IMAGE = "timeseries", "image"
 KINDS = (TIMESERIES, IMAGE)
 COLOURS = (("grey",), ("red", "green", "blue"))
 """The channels that a picture can have."""
+RESERVED = ("label", "timestamp")
+"""Columns that are no channels."""
 UNLABELLED_FOLDER = "unlabelled"
 """Folder of pictures without a label; those directly in a device's folder have none either."""
 
@@ -48,6 +54,52 @@ ONE_PICTURE = WindowSpec(1, 1)
 
 
 @dataclass(frozen=True)
+class ColumnSpec:
+    """A column of a device's recordings that holds a channel under another name, or in another unit."""
+
+    column: str = ""
+    """Its name; empty: that of the channel."""
+    unit: str = ""
+    """Of the values; empty: that of the channel."""
+    scale: float = 1.0
+    """Raw values times `scale`, plus `offset`, are values in `unit`."""
+    offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.column in RESERVED:
+            raise ValueError(f"column: {shown(self.column)} is the name of a reserved column")
+        if not (math.isfinite(self.scale) and self.scale):
+            raise ValueError(f"scale: expected a finite number other than 0, got {self.scale}")
+        if not math.isfinite(self.offset):
+            raise ValueError(f"offset: expected a finite number, got {self.offset}")
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A column that a known type of device records a channel in."""
+
+    channel: str
+    """Name of the channel."""
+    column: str
+    """Name of the column; it is read where there is no column with the channel's name."""
+    unit: str = ""
+    """Of the values; empty: that of the channel."""
+    scale: float = 1.0
+    """Raw values times `scale`, plus `offset`, are values in `unit`."""
+    offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.column:
+            raise ValueError(f"column: expected a name for channel {shown(self.channel)}, got nothing")
+        _ = self.spec
+
+    @property
+    def spec(self) -> ColumnSpec:
+        """The column, without the channel's name."""
+        return ColumnSpec(self.column, self.unit, self.scale, self.offset)
+
+
+@dataclass(frozen=True)
 class InputSchema:
     """The sensor data that a federation learns from; part of every model package."""
 
@@ -61,19 +113,24 @@ class InputSchema:
     """Names of the labels, in the order of the model's outputs."""
     image: ImageSpec | None = None
     """Size of a picture; None for time series."""
+    units: tuple[str, ...] | None = None
+    """Of each channel, in their order, as in units.py; "": not stated; None: none is."""
+    aliases: tuple[Alias, ...] | None = None
+    """Other columns that channels may stand in; None: there are none."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {shown(self.kind)}")
         if not self.channels or len(set(self.channels)) != len(self.channels):
             raise ValueError("channels: expected at least one name and no name twice")
-        reserved = {"label", "timestamp"} & set(self.channels)
+        reserved = set(RESERVED) & set(self.channels)
         if reserved:
             raise ValueError(f"channels: {shown(min(reserved))} is the name of a reserved column")
         if not 0 < self.sample_rate_hz < 1e9:
             raise ValueError(f"sample_rate_hz: expected a positive number, got {self.sample_rate_hz}")
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             raise ValueError("classes: expected at least two names and no name twice")
+        self._check_columns()
         if self.of_images:
             self._check_image()
         elif self.image is not None:
@@ -84,11 +141,34 @@ class InputSchema:
         """Whether a sample is a picture."""
         return self.kind == IMAGE
 
+    def unit(self, channel: str) -> str:
+        """Unit of a channel; empty where it is not stated."""
+        return self.units[self.channels.index(channel)] if self.units else ""
+
     def input_shape(self, window: WindowSpec) -> tuple[int, ...]:
         """Shape of one input of the model: (channels, length), or (channels, height, width) of a picture."""
         if self.image is None:
             return len(self.channels), window.length
         return len(self.channels), self.image.height, self.image.width
+
+    def _check_columns(self) -> None:
+        if self.units is not None and len(self.units) != len(self.channels):
+            raise ValueError(
+                f"units: expected one for each of {len(self.channels)} channels, got {len(self.units)}"
+            )
+        columns = [alias.column for alias in self.aliases or ()]
+        for alias in self.aliases or ():
+            if alias.channel not in self.channels:
+                expected = ", ".join(self.channels)[:200]
+                raise ValueError(
+                    f"aliases: expected one of the channels {expected}, got {shown(alias.channel)}"
+                )
+            if alias.column in self.channels or columns.count(alias.column) > 1:
+                raise ValueError(
+                    f"aliases: column {shown(alias.column)}: expected once, and not the name of a channel"
+                )
+        if self.of_images and (self.units or self.aliases):
+            raise ValueError("units, aliases: only for time series; a picture's channels are its colours")
 
     def _check_image(self) -> None:
         if self.image is None:

@@ -8,23 +8,25 @@ the cell to blame or returns what the fast one could not read (quoted cells). Pa
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.channels import FLOAT32_LIMIT, ChannelError, Columns, Reading, convert, resolve
 from protocol.errors import DataError
 from protocol.input_schema import InputSchema
 
 UNLABELLED = -1
+NO_COLUMNS: Columns = MappingProxyType({})
+"""Of a device whose owner says nothing about its channels."""
 
 _BLOCK_BYTES = 256 * 1024
 _LINE_BYTES = 1024 * 1024
 _BATCH_ROWS = 65_536
-# From half a step above the largest float32 on, rounding goes to infinity.
-_FLOAT32_LIMIT = 2.0**128 - 2.0**103
 # What numpy.loadtxt takes; float() alone would also take "1_000" and digits of other scripts.
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
@@ -49,26 +51,33 @@ class Recording:
             )
 
 
-def parse(stream: BinaryIO, name: str, schema: InputSchema, max_rows: int = 10_000_000) -> Recording:
+def parse(
+    stream: BinaryIO,
+    name: str,
+    schema: InputSchema,
+    max_rows: int = 10_000_000,
+    columns: Columns = NO_COLUMNS,
+) -> Recording:
     """Read one recording; Parquet when `name` ends in ".parquet", otherwise CSV in UTF-8 with a header.
 
-    Columns: one per channel of the schema, in any order; `label` (optional) holds a class name, or
-    nothing where the row is unlabelled; `timestamp` and all other columns are ignored.
+    Columns: one per channel of the schema, in any order, by the names and units that channels.py decides;
+    `label` (optional) holds a class name, or nothing where the row is unlabelled; `timestamp` and all other
+    columns are ignored.
 
     Args:
         stream: open binary stream, read to its end; Parquet needs it seekable.
         name: the file's name, for messages.
         schema: the channels and classes to expect.
         max_rows: rows to read at most; bounds the memory a file can claim.
+        columns: what the owner of the device says about channels.
 
     Raises:
+        ChannelError: the columns do not give the channels.
         DataError: the data are not such a recording; names the file, the line (1-based, as an editor
             shows it), the column and what was expected.
     """
-    if name.lower().endswith(".parquet"):
-        samples, labels = _read_parquet(stream, name, schema, max_rows)
-    else:
-        samples, labels = _read_csv(stream, name, schema, max_rows)
+    read = _read_parquet if name.lower().endswith(".parquet") else _read_csv
+    samples, labels = read(stream, name, schema, max_rows, columns)
     return Recording(name, samples, labels)
 
 
@@ -79,6 +88,7 @@ class _Layout:
     name: str
     columns: tuple[str, ...]
     channels: tuple[int, ...]
+    readings: tuple[Reading, ...]
     label: int | None
     classes: dict[str, int]
 
@@ -93,7 +103,7 @@ class _Layout:
 
 
 def _read_csv(
-    stream: BinaryIO, name: str, schema: InputSchema, max_rows: int
+    stream: BinaryIO, name: str, schema: InputSchema, max_rows: int, owner: Columns
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     samples: list[NDArray[np.float32]] = []
     labels: list[NDArray[np.int64]] = []
@@ -102,7 +112,7 @@ def _read_csv(
     for first_line, block in _blocks(stream, name):
         lines, line = _decode(block, name, first_line), first_line
         if layout is None:
-            layout = _read_header(lines[0].removeprefix("\ufeff"), name, schema)
+            layout = _read_header(lines[0].removeprefix("\ufeff"), name, schema, owner)
             lines, line = lines[1:], line + 1
         if not lines:
             continue
@@ -112,7 +122,7 @@ def _read_csv(
         values = _read_fast(lines, layout)
         if values is None:
             values = _read_exactly(lines, line, layout)
-        samples.append(values[:, : len(layout.channels)])
+        samples.append(_converted(values[:, : len(layout.channels)], layout.readings, name, "line", line))
         labels.append(
             values[:, -1].astype(np.int64)
             if layout.label is not None
@@ -155,20 +165,17 @@ def _decode(block: bytes, name: str, first_line: int) -> list[str]:
         ) from None
 
 
-def _read_header(line: str, name: str, schema: InputSchema) -> _Layout:
+def _read_header(line: str, name: str, schema: InputSchema, owner: Columns) -> _Layout:
     columns = tuple(column.strip() for column in _cells(line, 1, name))
     repeated = [column for column in columns if column and columns.count(column) > 1]
     if repeated:
         raise DataError(f"{name}: line 1: column {repeated[0]!r}: expected once, found twice")
-    for channel in schema.channels:
-        if channel not in columns:
-            raise DataError(
-                f"{name}: line 1: expected a column {channel!r}, found {', '.join(columns)[:200]}"
-            )
+    readings = _resolved(schema, columns, owner, f"{name}: line 1")
     return _Layout(
         name,
         columns,
-        tuple(columns.index(channel) for channel in schema.channels),
+        tuple(columns.index(reading.column) for reading in readings),
+        readings,
         columns.index("label") if "label" in columns else None,
         {"": UNLABELLED} | {label: index for index, label in enumerate(schema.classes)},
     )
@@ -226,7 +233,7 @@ def _number(cell: str, line: int, column: int, layout: _Layout) -> float:
     if not _NUMBER.fullmatch(cell.strip()):
         raise layout.error(line, column, "a finite number", cell)
     value = float(cell)
-    if abs(value) >= _FLOAT32_LIMIT:
+    if abs(value) >= FLOAT32_LIMIT:
         raise layout.error(line, column, "a number in the range of float32", cell)
     return value
 
@@ -240,8 +247,24 @@ def _cells(line: str, number: int, name: str) -> list[str]:
         ) from None
 
 
+def _resolved(schema: InputSchema, columns: Sequence[str], owner: Columns, where: str) -> tuple[Reading, ...]:
+    try:
+        return resolve(schema, columns, owner)
+    except ChannelError as error:
+        raise ChannelError(f"{where}: {error}", error.channel, error.columns) from None
+
+
+def _converted(
+    values: NDArray[np.float32], readings: tuple[Reading, ...], name: str, place: str, first: int
+) -> NDArray[np.float32]:
+    try:
+        return convert(values, readings, place, first)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
+
+
 def _read_parquet(
-    stream: BinaryIO, name: str, schema: InputSchema, max_rows: int
+    stream: BinaryIO, name: str, schema: InputSchema, max_rows: int, owner: Columns
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     # An optional part of the agent, and a large one: imported only when a Parquet file comes.
     try:
@@ -255,13 +278,15 @@ def _read_parquet(
     labels: list[NDArray[np.int64]] = []
     try:
         with pa.parquet.ParquetFile(stream) as file:
-            wanted = _check_columns(file, name, schema)
+            names = file.schema_arrow.names
+            readings = _resolved(schema, names, owner, name)
+            wanted = _check_columns(file, name, [reading.column for reading in readings])
             if not 1 <= file.metadata.num_rows <= max_rows:
                 raise DataError(f"{name}: expected 1 to {max_rows:,} rows, got {file.metadata.num_rows:,}")
             first_row = 1
             for batch in file.iter_batches(_BATCH_ROWS, columns=wanted):
-                columns = [_channel_column(batch, channel, first_row, name) for channel in schema.channels]
-                samples.append(np.stack(columns, axis=1))
+                values = [_channel_column(batch, reading.column, first_row, name) for reading in readings]
+                samples.append(_converted(np.stack(values, axis=1), readings, name, "row", first_row))
                 labels.append(_label_column(batch, schema, first_row, name))
                 first_row += batch.num_rows
     except (pa.ArrowException, OSError) as error:
@@ -269,19 +294,17 @@ def _read_parquet(
     return np.concatenate(samples), np.concatenate(labels)
 
 
-def _check_columns(file: Any, name: str, schema: InputSchema) -> list[str]:
+def _check_columns(file: Any, name: str, columns: list[str]) -> list[str]:
     import pyarrow as pa  # noqa: PLC0415
 
     fields = file.schema_arrow
-    for channel in schema.channels:
-        found = fields.get_all_field_indices(channel)
-        if not found:
-            raise DataError(f"{name}: expected a column {channel!r}, found {', '.join(fields.names)[:200]}")
+    for column in columns:
+        found = fields.get_all_field_indices(column)
         if len(found) > 1:
-            raise DataError(f"{name}: column {channel!r}: expected once, found twice")
+            raise DataError(f"{name}: column {column!r}: expected once, found twice")
         kind = fields.field(found[0]).type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-            raise DataError(f"{name}: column {channel!r}: expected numbers, got {kind}")
+            raise DataError(f"{name}: column {column!r}: expected numbers, got {kind}")
     labels = fields.get_all_field_indices("label")
     if len(labels) > 1:
         raise DataError(f"{name}: column 'label': expected once, found twice")
@@ -290,7 +313,7 @@ def _check_columns(file: Any, name: str, schema: InputSchema) -> list[str]:
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
             raise DataError(f"{name}: column 'label': expected text, got {kind}")
-    return [*schema.channels, "label"] if labels else list(schema.channels)
+    return [*columns, "label"] if labels else columns
 
 
 def _channel_column(batch: Any, channel: str, first_row: int, name: str) -> NDArray[np.float32]:

@@ -130,6 +130,15 @@ def test_with_a_package_every_recording_is_read(owner: Owner) -> None:
     assert "b.csv: line 2: column 'label': expected a class" in owner.mistake("check-config")
 
 
+def test_a_mapping_that_does_not_fit_the_package_is_named(owner: Owner) -> None:
+    owner.install().close()
+    config = owner.folder / "agent.toml"
+    config.write_text(config.read_text("utf-8") + '\n[source.channels.y]\ncolumn = "z"\n', "utf-8")
+    assert "agent.toml: channels.y: expected one of the package's channels, x" in owner.mistake(
+        "check-config"
+    )
+
+
 def test_a_missing_source_folder_is_named(owner: Owner) -> None:
     (owner.folder / "spool").rmdir()
     assert "source.directory: there is no folder" in owner.mistake("check-config")

@@ -12,6 +12,7 @@ from agent.features import FeatureCache
 from agent.inventory import Inventory
 from agent.replay import ReplayBuffer
 from agent.sources import Source
+from protocol.input_schema import ColumnSpec
 from protocol.package import Manifest
 from tests.builders import Clock, LogisticEngine, tiny_manifest, tiny_members, two_levels, write_recording
 
@@ -103,6 +104,32 @@ def test_other_windows_of_the_same_backbone_are_computed_anew(device: Device) ->
     device.collect()
     device.collect(replace(MANIFEST, window=replace(MANIFEST.window, stride=2)))
     assert device.engine.windows_seen == 4  # those with two labels are not even computed
+
+
+def test_another_mapping_of_channels_computes_everything_anew(device: Device) -> None:
+    """A unit that was wrong must leave nothing behind: neither features nor windows to replay."""
+    (device.spool / "a.csv").write_text("t,label\n" + "212,high\n" * 4)
+    gone = device.spool / "b.csv"
+    gone.write_text("t,label\n" + "-40,low\n" * 4)
+    celsius = replace(MANIFEST, schema=replace(MANIFEST.schema, units=("degC",)))
+
+    def collect(unit: str) -> Inventory:
+        device.source = Source(
+            SourceConfig(str(device.spool), channels={"x": ColumnSpec("t", unit)}), device.clock
+        )
+        cache = FeatureCache(device.cache, celsius, limit_bytes=1 << 20, mapping=device.source.mapping)
+        inventory = cache.collect(device.source, device.engine, 1000)
+        replayed.append(len(cache.replay))
+        return inventory
+
+    replayed: list[int] = []
+    first = collect("degC")
+    assert first.labelled.features[:, 0].tolist() == [212, -40]
+    gone.unlink()
+    collect("degC")
+    second = collect("degF")
+    assert second.labelled.features[:, 0].tolist() == [100]
+    assert replayed == [0, 1, 0]
 
 
 def test_a_full_cache_drops_the_oldest_recordings(device: Device) -> None:

@@ -8,8 +8,9 @@ import pytest
 from agent.errors import AgentError
 from agent.installation import Installation
 from protocol.artifacts import Artifact, describe
+from protocol.channels import ChannelError
 from protocol.errors import ArtifactError, SignatureError
-from protocol.package import MEMBERS, PREFIX, pack
+from protocol.package import MEMBERS, PREFIX, Manifest, pack
 from tests.builders import PUBLISHER, private_key, tiny_manifest, tiny_members, tiny_package
 
 CHUNK = 500
@@ -81,6 +82,17 @@ def test_a_package_of_an_unknown_publisher_is_thrown_away(tmp_path: Path) -> Non
     installation = Installation(tmp_path / "packages", [private_key(9).public, private_key(8).public])
     write(installation, PACKAGE, ARTIFACT)
     with pytest.raises(SignatureError, match="not signed by a publisher that this device knows"):
+        installation.install(ARTIFACT)
+    assert folders(tmp_path) == []
+
+
+def test_a_package_that_the_device_cannot_work_with_is_thrown_away(tmp_path: Path) -> None:
+    def accept(manifest: Manifest) -> None:
+        raise ChannelError(f"no column for {manifest.schema.channels[0]}")
+
+    installation = Installation(tmp_path / "packages", [PUBLISHER.public], accept)
+    write(installation, PACKAGE, ARTIFACT)
+    with pytest.raises(ChannelError, match="no column for x"):
         installation.install(ARTIFACT)
     assert folders(tmp_path) == []
 

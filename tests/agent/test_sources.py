@@ -1,13 +1,24 @@
 """Sources: a folder as it fills, a replay as time passes, and recordings that cannot be read."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from agent.config import SourceConfig
+from agent.config import AgentConfig, SourceConfig, load
 from agent.sources import Source
-from tests.builders import LENGTH, SCHEMA, Clock, write_recording
+from protocol.channels import ChannelError
+from protocol.input_schema import ColumnSpec, InputSchema
+from tests.builders import (
+    LENGTH,
+    SCHEMA,
+    Clock,
+    private_key,
+    tiny_manifest,
+    tiny_members,
+    write_recording,
+)
 
 
 def source(directory: Path, clock: Clock | None = None, **changes: object) -> Source:
@@ -116,3 +127,75 @@ def test_a_replay_passes_over_what_it_cannot_read(tmp_path: Path) -> None:
         ("a.csv", 1),
         ("b.csv", 1),
     ]
+
+
+THERMOMETER = InputSchema(
+    "timeseries", ("temperature", "flow rate"), 1.0, ("low", "high"), units=("degC", "")
+)
+
+
+def owned(folder: Path, lines: str) -> AgentConfig:
+    """The configuration of an owner who put `lines` into [source]."""
+    path = folder / "agent.toml"
+    key = private_key(100).public.raw.hex()
+    path.write_text(
+        f'device = "pump-1"\nfederation = "pumps"\nserver_key = "{key}"\n'
+        f'[source]\ndirectory = "spool"\n{lines}\n',
+        "utf-8",
+    )
+    return load(path)
+
+
+def test_the_reason_for_a_missing_channel_holds_the_line_that_mends_it(tmp_path: Path) -> None:
+    (tmp_path / "spool").mkdir()
+    bad = tmp_path / "spool" / "a.csv"
+    bad.write_text("time,flow,temp_sensor,label\n0,7.5,20,low\n")
+    lines: list[str] = []
+    for channel in ("temperature", '"flow rate"'):
+        spool = Source(owned(tmp_path, "\n".join(lines)).source, Clock())
+        assert spool.read(bad, THERMOMETER) is None
+        advice = spool.problems["a.csv"].partition("add to [source]: ")[2]
+        assert advice.startswith(f"channels.{channel} = ")
+        lines.append(advice.partition(" }")[0] + " }")
+    assert lines[0] == 'channels.temperature = { column = "temp_sensor", unit = "degC" }'
+    spool = Source(owned(tmp_path, "\n".join(lines)).source, Clock())
+    recording = spool.read(bad, THERMOMETER)
+    assert recording is not None
+    assert recording.samples.tolist() == [[20, 7.5]]
+
+
+def test_a_mapping_of_the_owner_is_read_from_tables_too(tmp_path: Path) -> None:
+    lines = (
+        '[source.channels.temperature]\ncolumn = "t"\nunit = "K"\n[source.channels."flow rate"]\nscale = 2'
+    )
+    assert owned(tmp_path, lines).source.channels == {
+        "temperature": ColumnSpec("t", "K"),
+        "flow rate": ColumnSpec(scale=2.0),
+    }
+
+
+def test_other_mistakes_come_without_advice(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("temperature,flow rate\nwarm,1\n")
+    spool = source(tmp_path)
+    assert spool.read(tmp_path / "a.csv", THERMOMETER) is None
+    assert "agent.toml" not in spool.problems["a.csv"]
+    assert "add to" not in spool.problems["a.csv"]
+
+
+def test_a_package_that_contradicts_the_mapping_is_not_accepted(tmp_path: Path) -> None:
+    manifest = tiny_manifest(tiny_members())
+    celsius = replace(manifest, schema=replace(SCHEMA, units=("degC",)))
+    spool = source(tmp_path, channels={"x": ColumnSpec("t", "K")})
+    spool.accept(celsius)
+    with pytest.raises(ChannelError, match=r"agent\.toml: channels\.x: unit: the package states no unit"):
+        spool.accept(manifest)
+    with pytest.raises(ChannelError, match=r"channels\.x: expected one of the package's channels, y"):
+        spool.accept(replace(manifest, schema=replace(SCHEMA, channels=("y",))))
+
+
+def test_a_mapping_is_named_by_what_it_says(tmp_path: Path) -> None:
+    plain, one = source(tmp_path).mapping, source(tmp_path, channels={"x": ColumnSpec("t")}).mapping
+    both = {"y": ColumnSpec(), "x": ColumnSpec("t")}
+    assert len({plain, one, source(tmp_path, channels=both).mapping}) == 3
+    again = source(tmp_path, channels=dict(reversed(both.items()))).mapping
+    assert again == source(tmp_path, channels=both).mapping

@@ -1,12 +1,14 @@
 """Fleet descriptions: what fleet.toml may say, and how each mistake is named."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import DataError
 from protocol.fleet import Device, FleetDescription, Split, dump, parse
-from protocol.input_schema import ONE_PICTURE, ImageSpec, InputSchema, WindowSpec
+from protocol.input_schema import ONE_PICTURE, Alias, ImageSpec, InputSchema, WindowSpec
 from protocol.records import from_numbered, to_numbered
 
 TEXT = """
@@ -136,20 +138,65 @@ def test_the_schema_of_time_series_travels_as_it_did_before_there_were_pictures(
     assert from_numbered(InputSchema, to_numbered(pictures)) == pictures
 
 
+SENSORS = """
+[[schema.aliases]]
+channel = "CHANNEL"
+column = "temp_f"
+unit = "degF"
+"""
+
+
+def test_units_and_aliases_travel_behind_what_old_devices_know() -> None:
+    schema = replace(parse(TEXT).schema, units=None)
+    full = replace(
+        schema,
+        units=tuple("degC" for _ in schema.channels),
+        aliases=(Alias(schema.channels[0], "temp_f", "degF"),),
+    )
+    numbered = to_numbered(full)
+    assert from_numbered(InputSchema, numbered) == full
+    old = {number: value for number, value in numbered.items() if number <= 5}
+    assert from_numbered(InputSchema, old) == schema
+
+
+def test_an_alias_in_an_impossible_unit_is_named() -> None:
+    schema = parse(TEXT).schema
+    text = TEXT.replace("[window]", SENSORS.replace("CHANNEL", schema.channels[0]) + "[window]")
+    with pytest.raises(
+        DataError, match=r"my/fleet\.toml: schema: alias 'temp_f' .* the package states no unit"
+    ):
+        parse(text, "my/fleet.toml")
+
+
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=9)
 ids = st.from_regex(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}", fullmatch=True)
+columns = names.filter(lambda name: name not in ("label", "timestamp"))
+
+
+@st.composite
+def schemas(draw: st.DrawFn) -> InputSchema:
+    channels = draw(st.lists(columns, min_size=1, unique=True))
+    schema = InputSchema(
+        "timeseries",
+        tuple(channels),
+        draw(st.floats(1e-8, 1e8)),
+        tuple(draw(st.lists(names, min_size=2, unique=True))),
+    )
+    others = draw(
+        st.none() | st.lists(columns.filter(lambda name: name not in channels), unique=True, min_size=1)
+    )
+    numbers = st.floats(0.001, 1000), st.floats(-1000, 1000)
+    aliases = others and tuple(
+        Alias(draw(st.sampled_from(channels)), column, "", *map(draw, numbers)) for column in others
+    )
+    units = draw(st.none() | st.lists(texts, min_size=len(channels), max_size=len(channels)).map(tuple))
+    return replace(schema, units=units, aliases=aliases)
+
+
 descriptions = st.builds(
     FleetDescription,
-    st.builds(
-        InputSchema,
-        st.just("timeseries"),
-        st.lists(names.filter(lambda name: name not in ("label", "timestamp")), min_size=1, unique=True).map(
-            tuple
-        ),
-        st.floats(1e-8, 1e8),
-        st.lists(names, min_size=2, unique=True).map(tuple),
-    ),
+    schemas(),
     st.builds(WindowSpec, st.integers(1, 1_000_000), st.integers(1, 1_000_000)),
     st.lists(
         st.builds(Device, ids, names, st.sampled_from(["source", "edge"])),
