@@ -4,7 +4,8 @@ Everything before the first adapter is frozen, so its output per window never ch
 epochs reads it from here. One pair of files per recording, in a folder named by the backbone: a package with
 another backbone starts afresh. The cache is bounded: when it is full the oldest recordings leave it. Of
 recordings that left, by this or from the source, the replay buffer keeps a few windows of each class.
-Pictures, of which each is a file, are kept in blocks (picture_features.py).
+Pictures, of which each is a file, are kept in blocks (picture_features.py). Where the package wants windows
+normalised by the device's own statistics (normalisation.py), features belong to these as well.
 """
 
 import hashlib
@@ -16,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from agent.dataset import Labelled, newest
-from agent.engine import Engine
+from agent.engine import Engine, Floats
 from agent.inventory import Inventory, fingerprint
+from agent.normalisation import STATISTICS_FILE, DeviceStatistics
 from agent.picture_features import PictureFeatures
 from agent.replay import ReplayBuffer
 from agent.sources import Listing, Source
@@ -28,7 +30,7 @@ log = logging.getLogger(__name__)
 
 WINDOWS_AT_ONCE = 1024
 """Bounds the memory that features of a long recording take on their way to disk."""
-REPLAY_FILE = "replay.npz"
+REPLAY = "replay"
 
 
 class FeatureCache:
@@ -62,14 +64,13 @@ class FeatureCache:
                 if other != self._directory:
                     shutil.rmtree(other, ignore_errors=True)
         self._directory.mkdir(parents=True, exist_ok=True)
-        self.replay = ReplayBuffer(
-            self._directory / REPLAY_FILE,
-            manifest.feature_size,
-            per_class=min(
-                replay_windows, limit_bytes // 16 // (manifest.feature_size * len(manifest.schema.classes))
-            ),
-            seed=int.from_bytes(manifest.backbone_sha256[:8], "little"),
+        self._replay_windows = min(
+            replay_windows, limit_bytes // 16 // (manifest.feature_size * len(manifest.schema.classes))
         )
+        self._statistics = (
+            DeviceStatistics(self._directory, manifest) if manifest.schema.normalisation else None
+        )
+        self.replay = self._open_replay()
         self._blocks = (
             PictureFeatures(self._directory, manifest, self.replay, limit_bytes=limit_bytes)
             if manifest.schema.of_images
@@ -86,6 +87,8 @@ class FeatureCache:
         """
         if self._blocks is not None:
             return self._blocks.collect(source, engine, maximum_windows)
+        if self._statistics is not None and self._statistics.look(source):
+            self.replay = self._open_replay()
         entries = self._bounded(list(self._entries(source, engine)))
         features, labels, recordings, starts = [], [], [], []
         unlabelled = 0
@@ -110,12 +113,34 @@ class FeatureCache:
         )
         if len(labelled) > maximum_windows:
             labelled = labelled.take(newest(labelled.labels, maximum_windows))
+        # The names hold that of the statistics: other features are another fingerprint.
         return Inventory(labelled, unlabelled, fingerprint(labelled, [path.name for path, _ in entries]))
+
+    def prepared(self, raw: Floats) -> Floats:
+        """Bring raw windows, float32 [n, *input_shape], into the form that the backbone takes here."""
+        if self._statistics is None:
+            return raw
+        if self._statistics.current is None:
+            raise ValueError("windows: expected after the first `collect` of windows, which gives statistics")
+        return self._statistics.current.standardise(raw)
+
+    @property
+    def _suffix(self) -> str:
+        """Of the names of all files that hold features: those by other statistics are of no use."""
+        return f"-{self._statistics.name}" if self._statistics else ""
+
+    def _open_replay(self) -> ReplayBuffer:
+        return ReplayBuffer(
+            self._directory / f"{REPLAY}{self._suffix}.npz",
+            self._manifest.feature_size,
+            per_class=self._replay_windows,
+            seed=int.from_bytes(self._manifest.backbone_sha256[:8], "little"),
+        )
 
     def _entries(self, source: Source, engine: Engine) -> Iterator[tuple[Path, int]]:
         wanted = set()
         for listing in source.list(self._manifest.schema):
-            path = self._directory / f"{_digest(listing.path.name)}-{_digest(listing.key)}.npy"
+            path = self._directory / f"{_digest(listing.path.name)}-{_digest(listing.key)}{self._suffix}.npy"
             wanted |= {path.name, _table_path(path).name}
             if not _table_path(path).exists() and not self._compute(listing, path, source, engine):
                 continue
@@ -131,10 +156,10 @@ class FeatureCache:
         present = {_recording_of(name) for name in wanted}
         # In order of name: features come before their table, which says what they are.
         for path in sorted(self._directory.iterdir()):
-            if path.name in wanted or path.name == REPLAY_FILE:
+            if path.name in wanted or path.name in (f"{REPLAY}{self._suffix}.npz", STATISTICS_FILE):
                 continue
             # A recording that merely changed is still there: its windows are not the past.
-            if _recording_of(path.name) not in present:
+            if _recording_of(path.name) not in present and path.stem.endswith(self._suffix):
                 self._remember(path)
             path.unlink(missing_ok=True)
 
@@ -143,13 +168,15 @@ class FeatureCache:
         if recording is None:
             return False
         cut = windows.cut(recording, self._manifest.window)
+        if self._statistics and not self._statistics.current and len(cut.y):
+            return False  # it came after the look at the source, or none of its windows is complete so far
         partial = path.with_suffix(".partial.npy")
         shape = (len(cut.y), engine.feature_size)
         if len(cut.y):
             out = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
             for start in range(0, len(cut.y), WINDOWS_AT_ONCE):
                 part = slice(start, start + WINDOWS_AT_ONCE)
-                out[part] = engine.features(np.ascontiguousarray(cut.x[part]))
+                out[part] = engine.features(np.ascontiguousarray(self.prepared(cut.x[part])))
             out.flush()
             del out
         else:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from models import adapt_command, package_commands
 from models.errors import AdapterError, ModelError
 from protocol.errors import SignatureError
+from protocol.input_schema import NORMALISATIONS
 from protocol.signing import PrivateKey
 from runtime import keys
 from runtime.errors import SetupError
@@ -68,6 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--seed", type=int, default=0, help="of weights, batches, adapters (default: 0)")
     command.add_argument("--held-out", type=float, default=0.2, metavar="SHARE", help="default: 0.2")
+    command.add_argument(
+        "--normalisation",
+        choices=("none", *NORMALISATIONS),
+        help="by statistics of each device's own windows: device: to mean 0 and deviation 1; device-mean: to "
+        "mean 0 (default: as fleet.toml says, else none)",
+    )
     _add_adapter(command, None)
     _add_output(command)
     command.set_defaults(command=_pretrain)
@@ -184,6 +191,7 @@ def _pretrain(options: argparse.Namespace) -> None:
         epochs=options.epochs,
         backbone=options.backbone,
         held_out=options.held_out,
+        normalisation=options.normalisation,
         progress=sys.stderr.isatty(),
     )
     windows, accuracy = (trained.metrics[name] for name in ("source_windows", "held_out_balanced_accuracy"))

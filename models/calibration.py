@@ -53,9 +53,10 @@ def from_fleet(fleet_dir: Path, schema: InputSchema, window: WindowSpec, *, labe
     Raises:
         ModelError: the fleet has other channels, another window length, or malformed data.
     """
-    from models.fleet_data import read_fleet, read_sources  # noqa: PLC0415 - imports Lightning
+    from models.fleet_data import read_fleet, read_sources, with_normalisation  # noqa: PLC0415 - imports Lightning
 
-    fleet = read_fleet(fleet_dir)
+    # The prefix sees what the package's normalisation leaves of a window.
+    fleet = with_normalisation(read_fleet(fleet_dir), schema.normalisation or "none")
     found, wanted = fleet.schema.input_shape(fleet.window), schema.input_shape(window)
     if found != wanted:
         raise ModelError(f"--calibrate {fleet_dir}: expected windows of {list(wanted)}, got {list(found)}")

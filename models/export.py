@@ -31,7 +31,6 @@ from protocol import channels
 from protocol.input_schema import InputSchema, WindowSpec
 from protocol.package import (
     ADAPTER,
-    FORMAT_VERSION,
     MAX_PARAMETERS,
     PREDICT,
     PREFIX,
@@ -39,6 +38,7 @@ from protocol.package import (
     Manifest,
     Parity,
     Segment,
+    format_version,
     pack,
     write_adapter,
 )
@@ -190,7 +190,7 @@ def export(
     members |= extra.members
     files = {member: hashlib.sha256(content).digest() for member, content in members.items()}
     manifest = Manifest(
-        FORMAT_VERSION,
+        format_version(schema),
         name,
         version,
         schema,

@@ -7,7 +7,7 @@ every device, so that neighbours in time, which look alike, do not stand on both
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from protocol.errors import DataError
 from protocol.fleet import FleetDescription
 from protocol.image import SUFFIXES as PICTURES
 from protocol.input_schema import InputSchema, WindowSpec
+from protocol.normalisation import Moments, Statistics
 from protocol.recording import Recording
 from protocol.windows import Windows
 from runtime.pictures import pictures_in, read_picture
@@ -53,14 +54,29 @@ class SourceWindows:
 class SourceDevices(pl.LightningDataModule):
     """Reads the source devices once and hands out class-balanced batches."""
 
-    def __init__(self, fleet_dir: Path, *, batch: int = 64, held_out: float = 0.2, seed: int = 0) -> None:
+    def __init__(
+        self,
+        fleet_dir: Path,
+        *,
+        batch: int = 64,
+        held_out: float = 0.2,
+        seed: int = 0,
+        normalisation: str | None = None,
+    ) -> None:
         """Read the fleet's description and its source devices' recordings.
+
+        Args:
+            fleet_dir: holds fleet.toml and the recordings.
+            batch: windows per step.
+            held_out: share of the windows, the last in time, that is not trained on.
+            seed: of the batches.
+            normalisation: one of NORMALISATIONS, or "none", in place of what fleet.toml says.
 
         Raises:
             TrainingError: fleet.toml or a recording is malformed, or the data are not enough.
         """
         super().__init__()
-        self.fleet = read_fleet(fleet_dir)
+        self.fleet = with_normalisation(read_fleet(fleet_dir), normalisation)
         self.windows = read_sources(fleet_dir, self.fleet, held_out)
         self.batch, self.seed = batch, seed
 
@@ -108,6 +124,21 @@ def read_fleet(fleet_dir: Path) -> FleetDescription:
         raise TrainingError(str(error)) from error
 
 
+def with_normalisation(fleet: FleetDescription, normalisation: str | None) -> FleetDescription:
+    """Describe a fleet with another normalisation, or "none"; None: as it is.
+
+    Raises:
+        TrainingError: the fleet's data cannot be normalised so.
+    """
+    if normalisation is None:
+        return fleet
+    try:
+        chosen = None if normalisation == "none" else normalisation
+        return replace(fleet, schema=replace(fleet.schema, normalisation=chosen))
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
+
+
 def read_sources(fleet_dir: Path, fleet: FleetDescription, held_out: float) -> SourceWindows:
     """Read, cut and divide the recordings of all the source devices.
 
@@ -146,8 +177,20 @@ def _windows(folder: Path, fleet: FleetDescription) -> Iterator[Windows]:
     if fleet.schema.of_images:
         yield windowing.cut(_read_pictures(folder, fleet.schema), fleet.window)
         return
+    statistics = _statistics(folder, fleet)
     for file in _recordings(folder):
-        yield _read(file, fleet.schema, fleet.window)
+        windows = _read(file, fleet.schema, fleet.window)
+        yield replace(windows, x=statistics.standardise(windows.x)) if statistics else windows
+
+
+def _statistics(folder: Path, fleet: FleetDescription) -> Statistics | None:
+    """Of all windows of a source device, as an agent takes them of its own; None: its windows stay raw."""
+    if fleet.schema.normalisation is None:
+        return None
+    moments = Moments()
+    for file in _recordings(folder):
+        moments.add(_read(file, fleet.schema, fleet.window).x)
+    return moments.statistics(fleet.schema.normalisation)
 
 
 def _inputs(fleet: FleetDescription) -> str:

@@ -109,6 +109,7 @@ def pretrain(
     backbone: str = AUTO,
     augmentation: Variation | None = None,
     progress: bool = False,
+    normalisation: str | None = None,
 ) -> Pretrained:
     """Train a backbone on the labelled windows or pictures of a fleet's source devices.
 
@@ -121,6 +122,7 @@ def pretrain(
         backbone: one of BACKBONES; "auto": what suits the fleet's data.
         augmentation: how windows are varied; None: what suits the backbone.
         progress: show a progress bar.
+        normalisation: one of NORMALISATIONS, or "none", in place of what fleet.toml says.
 
     Raises:
         TrainingError: the fleet's data are malformed or not enough.
@@ -130,7 +132,7 @@ def pretrain(
         raise TrainingError(f"expected at least 1 epoch and batches of 2, got {epochs} and {batch}")
     fleet = read_fleet(fleet_dir)
     kind = choose(backbone, fleet.schema, fleet.window)
-    data = SourceDevices(fleet_dir, batch=batch, held_out=held_out, seed=seed)
+    data = SourceDevices(fleet_dir, batch=batch, held_out=held_out, seed=seed, normalisation=normalisation)
     trained_on, held = len(data.windows.y), len(data.windows.held_y)
     if trained_on < 2 or not held:
         raise TrainingError(
@@ -154,7 +156,7 @@ def pretrain(
     }
     return Pretrained(
         network.eval(),
-        fleet.schema,
+        data.fleet.schema,
         fleet.window,
         training.best | counts,
         data.windows.held_x[:256],

@@ -175,6 +175,7 @@ def dump(fleet: FleetDescription) -> str:
 
 def _columns(schema: InputSchema) -> list[str]:
     lines = [] if schema.units is None else [f"units = [{', '.join(map(_text, schema.units))}]"]
+    lines += [] if schema.normalisation is None else [f"normalisation = {_text(schema.normalisation)}"]
     for alias in schema.aliases or ():
         lines += [
             "",

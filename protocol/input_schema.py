@@ -12,6 +12,9 @@ TIMESERIES, IMAGE = "timeseries", "image"
 KINDS = (TIMESERIES, IMAGE)
 COLOURS = (("grey",), ("red", "green", "blue"))
 """The channels that a picture can have."""
+DEVICE, DEVICE_MEAN = "device", "device-mean"
+NORMALISATIONS = (DEVICE, DEVICE_MEAN)
+"""By statistics that stay on each device: by mean and deviation, or by the mean alone."""
 RESERVED = ("label", "timestamp")
 """Columns that are no channels."""
 UNLABELLED_FOLDER = "unlabelled"
@@ -117,6 +120,9 @@ class InputSchema:
     """Of each channel, in their order, as in units.py; "": not stated; None: none is."""
     aliases: tuple[Alias, ...] | None = None
     """Other columns that channels may stand in; None: there are none."""
+    normalisation: str | None = None
+    """What every device does to its channels before the backbone, by statistics of its own windows
+    (normalisation.py); "device": mean 0 and deviation 1, "device-mean": mean 0; None: nothing."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -130,6 +136,9 @@ class InputSchema:
             raise ValueError(f"sample_rate_hz: expected a positive number, got {self.sample_rate_hz}")
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             raise ValueError("classes: expected at least two names and no name twice")
+        if self.normalisation is not None and (self.of_images or self.normalisation not in NORMALISATIONS):
+            expected = "none for pictures" if self.of_images else f"one of {', '.join(NORMALISATIONS)}"
+            raise ValueError(f"normalisation: expected {expected}, got {shown(self.normalisation)}")
         self._check_columns()
         if self.of_images:
             self._check_image()

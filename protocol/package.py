@@ -44,7 +44,9 @@ from protocol.errors import ArtifactError, shown
 from protocol.input_schema import InputSchema, WindowSpec
 from protocol.signing import ENVELOPE_BYTES, PrivateKey, PublicKey, sign, signed_payload, verify
 
-FORMAT_VERSION = 1
+FORMAT_VERSION, FORMAT_VERSION_NORMALISED = 1, 2
+"""A package that wants windows normalised on the device has the second: an agent that does not know how must
+not train on them as they are."""
 MANIFEST, PREFIX, STEP, PREDICT, ADAPTER = (
     "manifest.cose",
     "prefix.onnx",
@@ -132,8 +134,9 @@ class Manifest:
     newer exporter may write for more."""
 
     def __post_init__(self) -> None:
-        if self.format_version != FORMAT_VERSION:
-            raise ValueError(f"format_version: expected {FORMAT_VERSION}, got {self.format_version}")
+        expected = format_version(self.schema)
+        if self.format_version != expected:
+            raise ValueError(f"format_version: expected {expected}, got {self.format_version}")
         if not 1 <= self.parameters <= MAX_PARAMETERS:
             raise ValueError(f"segments: expected 1 to {MAX_PARAMETERS} parameters, got {self.parameters}")
         if len(self.slices()) != len(self.segments):
@@ -185,6 +188,11 @@ class ModelPackage:
     """The initial adapter, float32 [parameters]."""
     sha256: bytes
     """Hash of the whole archive: the package's name on the wire."""
+
+
+def format_version(schema: InputSchema) -> int:
+    """The version that a package with this schema has."""
+    return FORMAT_VERSION if schema.normalisation is None else FORMAT_VERSION_NORMALISED
 
 
 def pack(manifest: Manifest, members: Mapping[str, bytes], key: PrivateKey) -> bytes:
@@ -361,6 +369,7 @@ __all__ = [
     "Parity",
     "Segment",
     "extract",
+    "format_version",
     "pack",
     "read_adapter",
     "unpack",

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agent.config import STORE_FILE
+from agent.config import STORE_FILE, LimitsConfig
+from agent.features import FeatureCache
 from agent.installation import Installation
 from agent.onnxruntime_engine import OnnxruntimeEngine
 from agent.store import Store
@@ -57,9 +58,14 @@ def _evaluate_device(experiment: Experiment, participant: Participant) -> Device
     if not package:
         raise SimulationError(f"device {device.id!r} never installed the package")
     installation = Installation(participant.state / "packages", ())
-    engine = OnnxruntimeEngine(installation.path(package), installation.manifest(package))
+    manifest = installation.manifest(package)
+    engine = OnnxruntimeEngine(installation.path(package), manifest)
     windows, labels = experiment.test_set(device.id)
-    features = engine.features(windows)
+    # Normalised by the statistics that the device has, where its package wants that.
+    cache = FeatureCache(
+        participant.state / "features", manifest, limit_bytes=LimitsConfig.feature_cache_bytes
+    )
+    features = engine.features(cache.prepared(windows))
     accuracy: dict[str, float] = {}
     for label, adapter in adapters.items():
         if adapter is None:  # no release reached this device: it uses what the package brought

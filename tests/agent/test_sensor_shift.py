@@ -1,5 +1,6 @@
-"""Whole devices whose sensors differ from the package's: other columns and units give the same update."""
+"""Whole devices whose sensors differ: other columns, units, gains and offsets give the same update."""
 
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from protocol.input_schema import Alias, ColumnSpec, InputSchema
-from protocol.messages import DeviceState, Report, Update
-from protocol.package import pack
-from tests.agent.test_device import Device
+from agent.normalisation import STATISTICS_FILE
+from protocol.input_schema import DEVICE, Alias, ColumnSpec, InputSchema
+from protocol.messages import DeviceState, Report, Update, unseal
+from protocol.package import format_version, pack
+from tests.agent.test_device import DEVICE_KEY, UP, Device
 from tests.builders import LENGTH, PUBLISHER, SCHEMA, tiny_manifest, tiny_members
 
 LEVELS = [
@@ -21,7 +23,8 @@ LEVELS = [
 
 def package(schema: InputSchema) -> bytes:
     members = tiny_members()
-    return pack(replace(tiny_manifest(members), schema=schema), members, PUBLISHER)
+    manifest = replace(tiny_manifest(members), schema=schema, format_version=format_version(schema))
+    return pack(manifest, members, PUBLISHER)
 
 
 def write(path: Path, column: str, scale: float = 1.0, offset: float = 0.0) -> None:
@@ -107,3 +110,49 @@ def test_a_mapping_that_is_mended_makes_the_device_take_part(device: Device) -> 
     device.open_round(2, device.release(1, data=data))
     [update] = device.said(Update, "update")
     assert update.weight == 28
+
+
+def heard(device: Device) -> list[tuple[str, Any, bool]]:
+    """All that a device published, in order; a report without what its process cost."""
+    out: list[tuple[str, Any, bool]] = []
+    for topic, payload, retain in device.wire.published:
+        message: Any = payload
+        if topic == UP["report"]:
+            report = unseal(Report, payload, DEVICE_KEY.public, topic)
+            message = replace(report, cpu_seconds=0.0, peak_rss_bytes=0)
+        out.append((topic, message, retain))
+    return out
+
+
+def test_who_hears_every_message_cannot_tell_what_the_sensor_is_like(native: Device, device: Device) -> None:
+    """Two machines do the same, and one has a sensor of another gain and offset.
+
+    Their statistics differ, and what they say does not, to the bit: so no message holds anything of the
+    statistics.
+    """
+    data = package(replace(SCHEMA, normalisation=DEVICE))
+    write(device.spool / "a.csv", "x", 2048, 65536)
+    statistics = []
+    for one in (native, device):
+        one.agent.connected()
+        one.announce(data)
+        while any(topic == UP["get"] for topic, _, _ in one.wire.published):
+            one.serve_chunks(data)
+        for number in range(3):
+            one.open_round(number + 1, one.release(number, data=data))
+        one.clock.advance(3600)
+        one.agent.tick()
+        one.agent.disconnected()
+        [file] = one.folder.rglob(STATISTICS_FILE)
+        statistics.append(json.loads(file.read_text("utf-8")))
+    assert statistics[0]["mean"][0] * 2048 + 65536 == statistics[1]["mean"][0]
+    assert statistics[0]["deviation"][0] * 2048 == statistics[1]["deviation"][0]
+    assert {topic for topic, _, _ in heard(device)} >= {UP["state"], UP["report"], UP["update"]}
+    assert heard(device) == heard(native)
+    assert device.agent.will() == native.agent.will()
+
+
+def test_without_normalisation_the_same_eavesdropper_can_tell(native: Device, device: Device) -> None:
+    data = package(SCHEMA)
+    write(device.spool / "a.csv", "x", 2, 1)
+    assert answer(device, data) != answer(native, data)

@@ -82,6 +82,39 @@ def test_normalisation_is_that_of_the_source_data(fleet: Path) -> None:
     torch.testing.assert_close(normalised.std((0, 2)), torch.ones(2), rtol=1e-3, atol=0)
 
 
+def test_windows_of_devices_with_other_sensors_become_alike(tmp_path: Path) -> None:
+    """Each source device is normalised by its own statistics, whatever its gain and offset."""
+    for folder, gain in ((tmp_path / "one", 1.0), (tmp_path / "two", 50.0)):
+        write_fleet(folder)
+        random = np.random.default_rng(1)
+        for index, device in enumerate(("source0", "source1")):
+            for label in ("slow", "quick"):
+                samples = random.normal(0, 1, (320, 2)).round(3) * (gain if index else 1.0) + 7 * index
+                write_recording(folder / device / f"{label}.csv", samples, [label] * 320)
+    one, two = (SourceDevices(tmp_path / name, normalisation="device").windows for name in ("one", "two"))
+    torch.testing.assert_close(one.x, two.x, rtol=0, atol=1e-4)
+    torch.testing.assert_close(one.held_x, two.held_x, rtol=0, atol=1e-4)
+    raw = SourceDevices(tmp_path / "two").windows
+    assert float(raw.x.abs().max()) > 20 > float(two.x.abs().max())
+    assert torch.equal(raw.y, two.y)
+    centred = SourceDevices(tmp_path / "two", normalisation="device-mean").windows
+    assert abs(float(centred.x.mean())) < 1 < float(raw.x.mean())
+    assert float(centred.x.abs().max()) > 20
+
+
+def test_what_the_command_line_says_comes_before_the_description(fleet: Path, tmp_path: Path) -> None:
+    write_fleet(tmp_path)
+    file = tmp_path / "fleet.toml"
+    file.write_text(file.read_text().replace("[window]", 'normalisation = "device"\n[window]'))
+    chosen = [
+        SourceDevices(folder, normalisation=option).fleet.schema.normalisation
+        for folder, option in (
+            (fleet, None), (fleet, "none"), (fleet, "device"), (tmp_path, None), (tmp_path, "none"),
+        )
+    ]  # fmt: skip
+    assert chosen == [None, None, "device", "device", None]
+
+
 def test_a_constant_channel_is_not_blown_up() -> None:
     backbone = Conv1dBackbone(2, 2)
     backbone.set_normalisation(torch.tensor([0.0, 5.0]), torch.tensor([2.0, 0.0]))

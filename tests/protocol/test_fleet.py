@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from protocol.errors import DataError
 from protocol.fleet import Device, FleetDescription, Split, dump, parse
-from protocol.input_schema import ONE_PICTURE, Alias, ImageSpec, InputSchema, WindowSpec
+from protocol.input_schema import NORMALISATIONS, ONE_PICTURE, Alias, ImageSpec, InputSchema, WindowSpec
 from protocol.records import from_numbered, to_numbered
 
 TEXT = """
@@ -62,6 +62,11 @@ def test_a_fleet_is_read_with_defaults() -> None:
         ("length = 64", 'length = "64"', "window.length: expected an integer, got str"),
         ("stride = 32", "stride = 0", "window: stride: expected 1 to 1,000,000"),
         ('channels = ["x"]', 'channels = ["label"]', "schema: channels: 'label' is the name of a reserved"),
+        (
+            "[window]",
+            'normalisation = "none"\n[window]',
+            "normalisation: expected one of device, device-mean",
+        ),
         ("[window]", '[split]\nby = "shuffle"\n[window]', "split: by: expected one of time, recording"),
         ("[window]", "[split]\ntest = 1.0\n[window]", "split: test: expected a share"),
         ("[window]", "[split]\nvalidation = 0.5\n[window]", "split.validation: unknown key"),
@@ -115,6 +120,7 @@ def test_a_fleet_of_pictures_needs_no_rate_and_no_window() -> None:
         ("width = 20", "width = 20\ndepth = 3", "image.depth: unknown key; expected one of height, width"),
         ("[image]\nheight = 32\nwidth = 20", "", "schema: image: missing; kind 'image' needs"),
         ("[image]", "[window]\nlength = 1\nstride = 1\n[image]", "window: only for time series"),
+        ('"grey"]', '"grey"]\nnormalisation = "device"', "normalisation: expected none for pictures"),
         ("[image]", "[schema.image]", "expected height and width in a table [image]"),
         ('["grey"]', '["red"]', "channels: expected ['grey'] or ['red', 'green', 'blue'] for pictures"),
         ('"1"]', '"../1"]', "classes: expected names that can be folders"),
@@ -191,7 +197,8 @@ def schemas(draw: st.DrawFn) -> InputSchema:
         Alias(draw(st.sampled_from(channels)), column, "", *map(draw, numbers)) for column in others
     )
     units = draw(st.none() | st.lists(texts, min_size=len(channels), max_size=len(channels)).map(tuple))
-    return replace(schema, units=units, aliases=aliases)
+    normalisation = draw(st.sampled_from([None, *NORMALISATIONS]))
+    return replace(schema, units=units, aliases=aliases, normalisation=normalisation)
 
 
 descriptions = st.builds(

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from protocol import cbor, records
 from protocol.errors import ArtifactError, ProtocolError, SignatureError
+from protocol.input_schema import DEVICE
 from protocol.package import (
     ADAPTER,
     CONTEXT,
@@ -38,6 +39,7 @@ from protocol.signing import sign
 from tests.builders import (
     PARAMETERS,
     PUBLISHER,
+    SCHEMA,
     private_key,
     repacked,
     tiny_manifest,
@@ -288,6 +290,8 @@ def test_an_adapter_comes_back_from_safetensors(values: list[float]) -> None:
     "change",
     [
         {"format_version": 2},
+        {"format_version": 1, "schema": replace(SCHEMA, normalisation=DEVICE)},
+        {"format_version": 3, "schema": replace(SCHEMA, normalisation=DEVICE)},
         {"segments": ()},
         {"segments": (Segment("a", 4_000_001),)},
         {"batch": 0},
