@@ -5,7 +5,7 @@ recording in which a channel cannot be found, or a unit that cannot be converted
 guesses would train on degrees Fahrenheit as if they were Celsius, and nobody would notice.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,17 +89,19 @@ def resolve(schema: InputSchema, columns: Sequence[str], owner: Columns) -> tupl
     """
     check(schema, owner)
     readings: list[Reading] = []
+    present, used = set(columns), set[str]()
     for channel in schema.channels:
-        reading = _found(schema, channel, columns, owner)
+        reading = _found(schema, channel, present, owner)
         if reading is None:
-            taken = {reading.column for reading in readings} | set(schema.channels) | set(RESERVED)
+            taken = used | set(schema.channels) | set(RESERVED)
             raise ChannelError(
                 f"expected a column {_expected(schema, channel, owner)}, found {_names(columns)}",
                 channel,
                 [column for column in columns if column not in taken],
             )
-        if any(other.column == reading.column for other in readings):
+        if reading.column in used:
             raise ChannelError(f"column {reading.column!r}: expected for one channel, wanted for two")
+        used.add(reading.column)
         readings.append(reading)
     return tuple(readings)
 
@@ -135,7 +137,7 @@ def convert(
     return out
 
 
-def _found(schema: InputSchema, channel: str, columns: Sequence[str], owner: Columns) -> Reading | None:
+def _found(schema: InputSchema, channel: str, columns: Collection[str], owner: Columns) -> Reading | None:
     if channel in owner:
         reading = _reading(schema, channel, owner[channel], f"channels.{channel}")
         return reading if reading.column in columns else None
@@ -171,7 +173,9 @@ def _expected(schema: InputSchema, channel: str, owner: Columns) -> str:
         return f"{owner[channel].column or channel!r} for channel {channel!r}"
     named = [(channel, schema.unit(channel))]
     named += [(alias.column, alias.unit) for alias in schema.aliases or () if alias.channel == channel]
-    return " or ".join(f"{column!r} ({unit})" if unit else repr(column) for column, unit in named)
+    return " or ".join(f"{column!r} ({unit})" if unit else repr(column) for column, unit in named)[
+        :_NAMES_SHOWN
+    ]
 
 
 def _names(names: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ COLOURS = (("grey",), ("red", "green", "blue"))
 DEVICE, DEVICE_MEAN = "device", "device-mean"
 NORMALISATIONS = (DEVICE, DEVICE_MEAN)
 """By statistics that stay on each device: by mean and deviation, or by the mean alone."""
+MAX_ALIASES = 1024
 RESERVED = ("label", "timestamp")
 """Columns that are no channels."""
 UNLABELLED_FOLDER = "unlabelled"
@@ -165,17 +166,20 @@ class InputSchema:
             raise ValueError(
                 f"units: expected one for each of {len(self.channels)} channels, got {len(self.units)}"
             )
-        columns = [alias.column for alias in self.aliases or ()]
-        for alias in self.aliases or ():
-            if alias.channel not in self.channels:
+        aliases, channels, seen = self.aliases or (), set(self.channels), set[str]()
+        if len(aliases) > MAX_ALIASES:
+            raise ValueError(f"aliases: expected at most {MAX_ALIASES}, got {len(aliases)}")
+        for alias in aliases:
+            if alias.channel not in channels:
                 expected = ", ".join(self.channels)[:200]
                 raise ValueError(
                     f"aliases: expected one of the channels {expected}, got {shown(alias.channel)}"
                 )
-            if alias.column in self.channels or columns.count(alias.column) > 1:
+            if alias.column in channels or alias.column in seen:
                 raise ValueError(
                     f"aliases: column {shown(alias.column)}: expected once, and not the name of a channel"
                 )
+            seen.add(alias.column)
         if self.of_images and (self.units or self.aliases):
             raise ValueError("units, aliases: only for time series; a picture's channels are its colours")
 

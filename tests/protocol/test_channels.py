@@ -154,6 +154,10 @@ def test_a_picture_has_no_columns_to_map() -> None:
             "aliases: column 'y': expected once, and not the name of a channel",
         ),
         ({"aliases": (Alias("x", "c"), Alias("y", "c"))}, "aliases: column 'c': expected once"),
+        (
+            {"aliases": tuple(Alias("x", f"c{index}") for index in range(1025))},
+            "aliases: expected at most 1024, got 1025",
+        ),
     ],
 )
 def test_a_schema_that_contradicts_itself_is_refused(changes: dict[str, object], message: str) -> None:
