@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agent import participant
+from agent import ensemble, participant
 from agent.config import AgentConfig
 from agent.engine import Engine, Floats
 from agent.engines import open_engine
@@ -265,7 +265,8 @@ class DeviceAgent:
     def _adopt(self, release: Release, stack: Floats) -> None:
         learner = self._require_learner()
         local, initial = self._store.adapter("local"), self._store.adapter("initial")
-        if local is None or initial is None:
+        local_full = self._store.adapter("local_full")
+        if local is None or local_full is None or initial is None:
             raise AgentError("the store lost its adapters; remove the state directory")
         same = self._store.number("domains", 1) == release.domains
         held = self._store.number("domain", 0) if same else None
@@ -276,7 +277,10 @@ class DeviceAgent:
             domain = learner.domain(stack, material, held)
             adapter = adapter_of(stack, learner.manifest.parameters, domain)
             found.append((material, domain, adapter))
-            return learner.begin(release.number, {"local": local, "personal": adapter}, material)
+            starts = {
+                "local": local, "personal": adapter, "local_full": local_full, "personal_full": adapter
+            }  # fmt: skip
+            return learner.begin(release.number, starts, material)
 
         def finish(learned: Mapping[str, Floats]) -> None:
             material, domain, adapter = found[0]
@@ -287,6 +291,7 @@ class DeviceAgent:
         self._work.go_on()
 
     def _adopted(self, release: Release, domain: int, material: Material, learned: Learned) -> None:
+        verdict = learned.verdict
         facts = {
             "domain": str(domain),
             "domains": str(release.domains),
@@ -294,22 +299,23 @@ class DeviceAgent:
             "windows": str(learned.personal.windows),
             "loss_before": repr(learned.personal.loss_before),
             "loss_after": repr(learned.personal.loss_after),
-            "labelled_windows": str(material.labelled_windows),
+            "labelled_windows": str(len(material.labelled)),
             "unlabelled_windows": str(material.unlabelled_windows),
             "holdout_windows": str(len(material.holdout)),
-            "gain": repr(learned.decision.gain),
-            "personal_gain": repr(learned.personal_gain),
-            "mixed_gain": repr(learned.mixed_gain),
+            "gain": repr(verdict.decision.gain),
+            "personal_gain": repr(verdict.personal_gain),
+            "ensemble_gain": repr(verdict.ensemble_gain),
+            **ensemble.as_facts(verdict.scales),
         }
         adapters = dict(learned.adapters)
         withheld = self._outbox.withheld()
         if withheld is not None:
             adapters["withheld"] = withheld
-        self._store.adopt(release.number, release.adapter_sha256, adapters, learned.decision.choice, facts)
+        self._store.adopt(release.number, release.adapter_sha256, adapters, verdict.decision.choice, facts)
         log.info(
             "release=%d windows=%d held_out=%d domain=%d uses=%s gain=%.3f",
             release.number, learned.personal.windows, len(material.holdout), domain,
-            learned.decision.choice, learned.decision.gain,
+            verdict.decision.choice, verdict.decision.gain,
         )  # fmt: skip
         self._outbox.look()
         self._step(participant.on_adopted(self._state, release))

@@ -30,7 +30,9 @@ def choose(engine: Engine, stack: Floats, windows: Labelled, held: int | None) -
     if count == 1 or not len(windows):
         return 0 if held is None or held >= count else held
     losses = [
-        comparable_losses(engine, adapter_of(stack, engine.parameters, domain), windows)
+        comparable_losses(
+            engine.predict(adapter_of(stack, engine.parameters, domain), windows.features), windows.labels
+        )
         for domain in range(count)
     ]
     best = int(np.argmin([gate.mean(loss) for loss in losses]))

@@ -1,12 +1,10 @@
 """One device's learning: data, engine and adapters of the installed package.
 
-From a release it trains two adapters on the same windows: "local" goes on training alone as if there were no
-fleet, "personal" starts from the release. The gate compares both, the mean of "personal" and the release
-("mixed"), the release itself ("global") and the untouched initial adapter ("backbone") on held-out windows.
-Messages and storage are not handled here.
-
-What is mixed forgets less of what other devices know than fine-tuning alone, after Wortsman et al. 2022
-(arXiv:2109.01903); with few labels that is worth more than the fit to them.
+From a release it trains two adapters, each twice. "local" goes on training alone as if there were no fleet,
+"personal" starts from the release; both without the held-out windows, on which the gate compares them.
+"local_full" and "personal_full" learn from all labelled windows: they are what the device uses. "personal" is
+what it sends. "local_full" is a chain of its own, from release to release, like "local". Messages and storage
+are not handled here.
 """
 
 import hashlib
@@ -16,14 +14,16 @@ from functools import partial
 
 import numpy as np
 
-from agent import domains, gate
+from agent import domains
 from agent.dataset import Labelled, split
 from agent.engine import Engine, Floats
+from agent.ensemble import FULL, TRAINED
 from agent.features import FeatureCache
 from agent.learning import Learning
-from agent.objective import comparable_losses, mean_loss
+from agent.objective import mean_loss
 from agent.sources import Source
 from agent.training import Training
+from agent.verdict import Verdict, judge
 from protocol import cbor, records
 from protocol.charter import TrainingPolicy
 from protocol.package import Manifest
@@ -34,10 +34,9 @@ class Material:
     """What a learning learns from."""
 
     labelled: Labelled
-    """All labelled windows."""
+    """All labelled windows: those below, and training windows that overlap held-out ones."""
     training: Labelled
     holdout: Labelled
-    labelled_windows: int
     unlabelled_windows: int
     fingerprint: str
     """Of the labelled windows."""
@@ -60,12 +59,8 @@ class Learned:
     """What came out of a release."""
 
     adapters: Mapping[str, Floats]
-    """"global", "local", "personal" and "adopted", float32 [parameters] each."""
-    decision: gate.Decision
-    personal_gain: float
-    """Mean held-out loss of training alone minus that of the personal adapter."""
-    mixed_gain: float
-    """The same of the mixed adapter."""
+    """"global", "local", "personal", "local_full" and "personal_full", float32 [parameters] each."""
+    verdict: Verdict
     personal: Trained
 
 
@@ -119,7 +114,6 @@ class Learner:
             inventory.labelled,
             training,
             holdout,
-            len(inventory.labelled),
             inventory.unlabelled_windows,
             inventory.fingerprint,
         )
@@ -138,18 +132,28 @@ class Learner:
         Args:
             release: its number. The order of windows depends on it and not on the adapter, so that training
                 alone does not depend on what the fleet does.
-            starts: by purpose ("local", "personal"), where to start, float32 [parameters].
+            starts: by name ("local", "personal", "local_full", "personal_full"), where to start, float32
+                [parameters]. Where nothing is held out, one in full is left out if it would be the same.
             material: windows to train on.
         """
+        if not len(material.holdout):
+            starts = {name: start for name, start in starts.items() if not _repeats(name, starts)}
         # All that the result depends on: a checkpoint of anything else must not be gone on with.
         identity = hashlib.sha256(b"%d " % release + material.fingerprint.encode() + self._seed)
         identity.update(cbor.encode(records.to_numbered(self.policy)))
-        for purpose, start in starts.items():
-            identity.update(purpose.encode() + start.tobytes())
+        for name, start in starts.items():
+            identity.update(name.encode() + start.tobytes())
         replay = self._cache.replay.windows()
         makers = {
-            purpose: partial(self._training, start, material, replay, self._random(release, purpose))
-            for purpose, start in starts.items()
+            name: partial(
+                self._training,
+                name,
+                start,
+                material=material,
+                replay=replay,
+                random=self._random(release, name),
+            )
+            for name, start in starts.items()
         }
         return Learning(identity.digest(), makers)
 
@@ -164,30 +168,18 @@ class Learner:
         """Let the gate decide.
 
         Args:
-            learned: the adapters "local" and "personal".
-            material: what they were trained on.
+            learned: what was trained, by name.
+            material: what it was trained on.
             release: the release's adapter, float32 [parameters].
             initial: the package's initial adapter.
             default: what the gate keeps without evidence.
         """
-        candidates = {
-            "local": learned["local"],
-            "personal": learned["personal"],
-            "mixed": mixed(release, learned["personal"]),
-            "global": release,
-            "backbone": initial,
-        }
-        held = {
-            label: comparable_losses(self._engine, a, material.holdout) for label, a in candidates.items()
-        }
-        decision = gate.decide(held, default)
-        return Learned(
-            {**learned, "global": release, "adopted": candidates[decision.choice]},
-            decision,
-            gate.mean(gate.gains(held["local"], held["personal"])),
-            gate.mean(gate.gains(held["local"], held["mixed"])),
-            self.assess(learned["personal"], material, release),
+        full = {name + FULL: learned.get(name + FULL, learned[name]) for name in TRAINED}
+        adapters = {**learned, **full, "global": release}
+        verdict = judge(
+            self._engine, {**adapters, "initial": initial}, material.training, material.holdout, default
         )
+        return Learned(adapters, verdict, self.assess(learned["personal"], material, release))
 
     def assess(self, adapter: Floats, material: Material, release: Floats) -> Trained:
         """Measure what training from a release did, on the windows that it saw."""
@@ -200,27 +192,34 @@ class Learner:
 
     def _training(
         self,
+        name: str,
         start: Floats,
+        epochs: Mapping[str, int],
+        *,
         material: Material,
         replay: Labelled,
         random: Callable[[], np.random.Generator],
     ) -> Training:
+        full = name.endswith(FULL)
         return Training(
             self._engine,
             start,
-            material.training,
+            material.labelled if full else material.training,
             self.policy,
             random(),
             replay=replay,
-            holdout=material.holdout,
+            # No window is left to say when to stop: the training with windows held out has found it.
+            holdout=None if full else material.holdout,
             segments=self.manifest.slices(),
+            epochs=epochs.get(name.removesuffix(FULL), 0) if full else 0,
         )
 
-    def _random(self, release: int, purpose: str) -> Callable[[], np.random.Generator]:
-        seed = hashlib.sha256(self._seed + f"{release} {purpose}".encode()).digest()
+    def _random(self, release: int, name: str) -> Callable[[], np.random.Generator]:
+        seed = hashlib.sha256(self._seed + f"{release} {name}".encode()).digest()
         return lambda: np.random.Generator(np.random.PCG64(int.from_bytes(seed[:16], "little")))
 
 
-def mixed(release: Floats, personal: Floats) -> Floats:
-    """The mean of a release and of what was trained from it, float32 [parameters]."""
-    return np.asarray(release + np.float32(0.5) * (personal - release), np.float32)
+def _repeats(name: str, starts: Mapping[str, Floats]) -> bool:
+    """Whether another training has the same start, and so the same result where it has the same windows."""
+    other = starts.get(name.removesuffix(FULL)) if name.endswith(FULL) else None
+    return other is not None and other.tobytes() == starts[name].tobytes()

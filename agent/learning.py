@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MakeTraining = Callable[[], Training]
+MakeTraining = Callable[[Mapping[str, int]], Training]
+"""Begins a training, given the epochs that those before it took, by name."""
 
 
 class Learning:
@@ -35,6 +36,7 @@ class Learning:
         self._makers = dict(trainings)
         self.adapters: dict[str, Floats] = {}
         """What was learned, float32 [parameters] each."""
+        self._epochs: dict[str, int] = {}
         self._current: Training | None = None
         self._advance()
 
@@ -61,7 +63,8 @@ class Learning:
         if self._current is not None:
             arrays |= {f"current.{name}": value for name, value in self._current.state().items()}
         out = io.BytesIO()
-        np.savez(out, identity=np.frombuffer(self._identity, np.uint8), **arrays)  # type: ignore[arg-type]
+        identity, epochs = np.frombuffer(self._identity, np.uint8), np.array(list(self._epochs.values()), int)
+        np.savez(out, identity=identity, epochs=epochs, **arrays)  # type: ignore[arg-type]
         return out.getvalue()
 
     def restore(self, data: bytes) -> bool:
@@ -78,14 +81,15 @@ class Learning:
                     f"expected the trainings {done}, got {sorted(learned)}"
                 )
             rest = list(self._makers)[len(learned) :]
-            current = self._makers[rest[0]]() if rest else None
+            epochs = {name: int(count) for name, count in zip(done, arrays["epochs"], strict=True)}
+            current = self._makers[rest[0]](epochs) if rest else None
             if current is not None:
                 current.restore({name[8:]: arrays[name] for name in arrays if name.startswith("current.")})
         except Exception as error:  # noqa: BLE001 - a torn or foreign file: zip, numpy and json raise all kinds
             log.warning("the training's checkpoint is of no use, so it starts anew: %s", error)
             return False
         self.adapters = {name: np.array(learned[name], np.float32) for name in done}
-        self._current = current
+        self._epochs, self._current = epochs, current
         return True
 
     def _advance(self) -> None:
@@ -93,8 +97,9 @@ class Learning:
         while self._current is None or self._current.finished:
             names = list(self._makers)
             if self._current is not None:
-                self.adapters[names[len(self.adapters)]] = self._current.adapter
+                name = names[len(self.adapters)]
+                self.adapters[name], self._epochs[name] = self._current.adapter, self._current.epochs
                 self._current = None
             if len(self.adapters) == len(names):
                 return
-            self._current = self._makers[names[len(self.adapters)]]()
+            self._current = self._makers[names[len(self.adapters)]](self._epochs)

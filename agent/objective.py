@@ -24,16 +24,21 @@ def losses(engine: Engine, adapter: Floats, data: Labelled) -> NDArray[np.float6
     return _cross_entropy(engine.predict(adapter, data.features).astype(np.float64), data.labels)
 
 
-def comparable_losses(engine: Engine, adapter: Floats, data: Labelled) -> NDArray[np.float64]:
-    """Cross-entropy of each window under logits of one spread, float64 [n].
+def comparable_losses(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Cross-entropy of each window, float64 [n], after logits [n, classes] are brought to one spread.
 
     How sure an adapter is says more of how long it was trained than of how good it is: a mean of adapters
     is less sure than each, and its plain loss lower where it errs as often. With the same spread of the
     logits, what remains is which class stands out, and by how much of that.
     """
-    logits = engine.predict(adapter, data.features).astype(np.float64)
-    spread = float(logits.std()) if len(logits) else 0.0
-    return _cross_entropy(logits * (SPREAD / spread) if spread > 0 else logits, data.labels)
+    return _cross_entropy(logits.astype(np.float64) * (SPREAD / spread(logits)), labels)
+
+
+def spread(logits: NDArray[np.floating]) -> float:
+    """Standard deviation of the finite ones among logits [n, classes]; 1 where they do not differ."""
+    values = logits[np.isfinite(logits)].astype(np.float64)
+    found = float(values.std()) if len(values) else 0.0
+    return found if 0 < found < np.inf else 1.0
 
 
 def _cross_entropy(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -81,7 +81,7 @@ class Reporter:
             *self._traffic(),
             problems,
             float(store.text("personal_gain")),
-            float(store.text("mixed_gain") or 0),  # absent in a store that an earlier version wrote
+            float(store.text("ensemble_gain") or 0),  # absent in a store that an earlier version wrote
             store.number("domain", 0),
         )
         self._voice.say("report", message)

@@ -17,7 +17,7 @@ from protocol import cbor, records
 from protocol.charter import SendingPolicy, TrainingPolicy
 from protocol.messages import adapter_bytes
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MAX_OUTBOX = 256
 """Updates kept while there is no server; the oldest leave first, for they are worth least."""
 _SCHEMAS = {
@@ -29,6 +29,14 @@ CREATE TABLE outbox (
 ) WITHOUT ROWID;
 """,
     2: "CREATE TABLE traffic (hour INTEGER PRIMARY KEY, bytes INTEGER NOT NULL);",
+    # One adapter was in use until then, and every training left windows out: those go on in full from there.
+    3: """
+INSERT OR REPLACE INTO adapters SELECT 'local_full', vector FROM adapters WHERE name = 'local';
+INSERT OR REPLACE INTO adapters SELECT 'personal_full', vector FROM adapters WHERE name = 'adopted';
+UPDATE facts SET value = CAST('personal' AS BLOB) WHERE name = 'choice' AND value = CAST('mixed' AS BLOB);
+DELETE FROM adapters WHERE name = 'adopted';
+DELETE FROM facts WHERE name = 'mixed_gain';
+""",
 }
 """By version, what makes it of the version before."""
 
@@ -91,8 +99,8 @@ class Store:
     def adapter(self, name: str) -> Floats | None:
         """An adapter by name, float32 [parameters].
 
-        Of the names initial, received, global, local, personal, adopted; "withheld" is the sum of the
-        differences that were not sent.
+        Of the names initial, received, global, local, personal, local_full, personal_full; "withheld" is the
+        sum of the differences that were not sent.
         """
         row = self._db.execute("SELECT vector FROM adapters WHERE name = ?", (name,)).fetchone()
         return np.frombuffer(row[0], "<f4").astype(np.float32) if row else None
@@ -153,7 +161,7 @@ class Store:
             self._set("package", package)
             self._set("base", b"")
             self._db.execute("DELETE FROM adapters")
-            self._put_adapters({"local": initial, "adopted": initial, "initial": initial})
+            self._put_adapters({"local": initial, "local_full": initial, "initial": initial})
             self._set("choice", b"backbone")
 
     def receive(self, adapter: Floats) -> None:

@@ -37,6 +37,7 @@ class Training:
         replay: Labelled | None = None,
         holdout: Labelled | None = None,
         segments: Mapping[str, slice] | None = None,
+        epochs: int = 0,
     ) -> None:
         """Begin.
 
@@ -49,6 +50,7 @@ class Training:
             replay: windows of recordings that are gone.
             holdout: decides when to stop, where the policy asks for that.
             segments: where each named segment stands in the vector, for rates of their own.
+            epochs: how many; 0: as many as the policy says.
         """
         self._engine = engine
         self._policy = policy
@@ -59,10 +61,10 @@ class Training:
         rate = policy.learning_rate if factors is None else policy.learning_rate * factors
         self._optimizer = optimizers.make(policy, rate)
         self._start, self._adapter = start, start
-        self._best, self._best_loss, self._stale = start, np.inf, 0
+        self._best, self._best_loss, self._best_epoch, self._stale = start, np.inf, 0, 0
         self._sum, self._total, self._summed = np.zeros_like(start), 0.0, 0
         self._epoch, self._position = 0, 0
-        self._epochs = policy.epochs if len(data) else 0
+        self._epochs = (epochs or policy.epochs) if len(data) else 0
         self._begin_epoch()
 
     @property
@@ -80,7 +82,12 @@ class Training:
     @property
     def adapter(self) -> Floats:
         """What was learned so far, float32 [parameters]."""
-        return self._best if self._holdout is not None and np.isfinite(self._best_loss) else self._adapter
+        return self._best if self._stops_early else self._adapter
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that `adapter` was trained for."""
+        return self._best_epoch if self._stops_early else self._epoch
 
     def step(self) -> None:
         """Train on one batch."""
@@ -107,7 +114,7 @@ class Training:
             "adapter": self._adapter,
             "best": self._best,
             "sum": self._sum.copy(),
-            "numbers": np.array([self._epoch, self._position, self._stale, self._summed]),
+            "numbers": np.array([self._epoch, self._position, self._stale, self._summed, self._best_epoch]),
             "figures": np.array([self._best_loss, self._total]),
             "random": np.frombuffer(json.dumps(self._random_at_start).encode(), np.uint8),
         }
@@ -123,13 +130,20 @@ class Training:
         if not adapter.shape == best.shape == total.shape == self._start.shape:
             raise ValueError(f"expected adapters {list(self._start.shape)}, got {list(adapter.shape)}")
         self._adapter, self._best, self._sum = adapter, best, total
-        self._epoch, self._position, self._stale, self._summed = (int(n) for n in state["numbers"])
+        self._epoch, self._position, self._stale, self._summed, self._best_epoch = (
+            int(n) for n in state["numbers"]
+        )
         self._best_loss, self._total = (float(n) for n in state["figures"])
         self._optimizer.restore({name[10:]: v for name, v in state.items() if name.startswith("optimizer.")})
         self._random.bit_generator.state = json.loads(np.asarray(state["random"], np.uint8).tobytes())
         position = self._position
         self._begin_epoch()
         self._position = position
+
+    @property
+    def _stops_early(self) -> bool:
+        """Whether the held-out windows have chosen an epoch."""
+        return self._holdout is not None and bool(np.isfinite(self._best_loss))
 
     def _begin_epoch(self) -> None:
         self._random_at_start: Any = self._random.bit_generator.state
@@ -153,7 +167,7 @@ class Training:
         if not np.isfinite(self._adapter).all():
             log.warning("training diverged (learning rate %g); the adapter stays", self._policy.learning_rate)
             self._adapter = self._best = self._start
-            self._epoch = self._epochs
+            self._epoch, self._best_epoch = self._epochs, 0
         elif self._holdout is not None:
             self._watch(mean_loss(self._engine, self._adapter, self._holdout))
         self._begin_epoch()
@@ -162,6 +176,7 @@ class Training:
         """Keep the best epoch, and stop when none was better for a while."""
         if loss < self._best_loss:
             self._best, self._best_loss, self._stale = self._adapter, loss, 0
+            self._best_epoch = self._epoch
             return
         self._stale += 1
         if self._stale >= self._policy.early_stopping:

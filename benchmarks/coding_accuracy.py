@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.rehearsal import ADAPTERS, FLEETS, Task, make_fleet, rehearse
+from benchmarks.rehearsal import FIGURES, FLEETS, Task, make_fleet, rehearse
 from protocol.charter import TrainingPolicy
 from server.config import ServerConfig
 
@@ -31,7 +31,7 @@ class Cost:
     message_bits: float
     """The same with envelope and header, without the topic."""
     uncoded: dict[str, float]
-    """Accuracy in per cent, by adapter."""
+    """Accuracy in per cent, by figure."""
     coded: dict[str, float]
     difference: dict[str, float]
     """Coded minus uncoded, in points."""
@@ -54,12 +54,12 @@ def cost(directory: Path, fleet: str, data: Path, seeds: list[int], *, labels: i
         for coded, found in runs.items():
             print(f"{fleet}: seed {seed}, {'coded' if coded else 'uncoded'}", file=sys.stderr, flush=True)
             outcome = rehearse(task, _server(coded=coded))
-            found.append({name: 100 * outcome.mean_accuracy(name, LAST) for name in ADAPTERS})
+            found.append({name: 100 * outcome.mean_accuracy(name, LAST) for name in FIGURES})
             if coded:
                 bits.append((outcome.body_bits, outcome.message_bits))
     body_bits, message_bits = np.mean(bits, axis=0)
     pairs = list(zip(runs[False], runs[True], strict=True))
-    differences = {name: [coded[name] - uncoded[name] for uncoded, coded in pairs] for name in ADAPTERS}
+    differences = {name: [coded[name] - uncoded[name] for uncoded, coded in pairs] for name in FIGURES}
     return Cost(
         fleet,
         float(body_bits),
@@ -90,7 +90,7 @@ def _server(*, coded: bool) -> dict[str, Any]:
 
 
 def _means(runs: list[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([run[name] for run in runs])) for name in ADAPTERS}
+    return {name: float(np.mean([run[name] for run in runs])) for name in FIGURES}
 
 
 def _standard_error(values: list[float]) -> float:

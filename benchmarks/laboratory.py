@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from agent.config import SourceConfig
 from agent.dataset import Labelled, split
 from agent.engine import Engine, Floats
+from agent.ensemble import Ensemble, single
 from agent.features import FeatureCache
 from agent.onnxruntime_engine import OnnxruntimeEngine
 from agent.sources import Source
@@ -27,6 +28,8 @@ from simulation.experiment import Settings, prepare
 
 Adapters = Mapping[str, Floats]
 """By device, float32 [parameters]."""
+Tried = Floats | Mapping[str, Floats | Ensemble]
+"""What is tested: one adapter for all devices, or one, or an ensemble, for each."""
 
 
 @dataclass(frozen=True)
@@ -117,17 +120,15 @@ class Laboratory:
         stacked = np.stack([adapters[name] for name in chosen]).astype(np.float64)
         return np.asarray(np.average(stacked, axis=0, weights=weights), np.float32)
 
-    def accuracy(self, adapters: Floats | Adapters) -> NDArray[np.float64]:
+    def accuracy(self, tried: Tried) -> NDArray[np.float64]:
         """Test accuracy of each device, from 0 to 1, float64 [devices]."""
-        return np.array(
-            [
-                np.mean(
-                    self.engine.predict(start_of(adapters, name), bench.test_features).argmax(1)
-                    == bench.test_labels
-                )
-                for name, bench in self.devices.items()
-            ]
-        )
+        found = []
+        for name, bench in self.devices.items():
+            mine = tried if isinstance(tried, np.ndarray) else tried[name]
+            mine = mine if isinstance(mine, Ensemble) else single(mine)
+            predicted = mine.logits(self.engine, bench.test_features).argmax(1)
+            found.append(np.mean(predicted == bench.test_labels))
+        return np.array(found)
 
     def _bench(self, directory: Path, test: tuple[NDArray[np.float32], NDArray[np.int64]]) -> Bench:
         cache = FeatureCache(directory / "features", self.manifest, limit_bytes=1 << 32)

@@ -1,22 +1,22 @@
 """Ways to learn in a fleet, from training alone to ours, each from a laboratory to an adapter per device.
 
 Published methods follow their papers with what this system trains: the adapter, in `ROUNDS` rounds of the
-charter's local epochs. "local" has as many epochs in all, and alone may train on the labels that others
-hold out.
+charter's local epochs. "local" has as many epochs as an agent's "local_full" at the end, and like it trains
+on the labels that others hold out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agent import gate
 from agent.dataset import Labelled
 from agent.engine import Floats
-from agent.learner import mixed
-from agent.objective import comparable_losses, mean_loss
-from benchmarks.laboratory import Adapters, Bench, Laboratory, pool
-from server.evaluation import ALONE, CANDIDATES, fleet_default
+from agent.ensemble import Ensemble
+from agent.objective import mean_loss
+from agent.verdict import judge
+from benchmarks.laboratory import Adapters, Bench, Laboratory, Tried, pool
+from server.evaluation import ALONE, fleet_default
 
 ROUNDS = 10
 DITTO_PULL = 0.1
@@ -32,19 +32,20 @@ def backbone(lab: Laboratory) -> Floats | Adapters:
 
 def local(lab: Laboratory) -> Adapters:
     """Training alone, on all labels: without a fleet there is nothing to decide, so nothing is held out."""
-    return _alone(lab, lambda bench: bench.labelled)
+    return _alone(lab, lambda bench: bench.labelled, "local_full")
 
 
 def local_held_out(lab: Laboratory) -> Adapters:
     """Training alone, as an agent does that holds windows out for its gate."""
-    return _alone(lab, lambda bench: bench.training)
+    return _alone(lab, lambda bench: bench.training, "local")
 
 
-def _alone(lab: Laboratory, windows: Callable[[Bench], Labelled]) -> Adapters:
+def _alone(lab: Laboratory, windows: Callable[[Bench], Labelled], chain: str) -> Adapters:
+    """The same trainings, to the bit, as an agent's: a device of ours that uses them differs in nothing."""
     adapters = dict.fromkeys(lab.devices, lab.initial)
-    for number in range(ROUNDS):
+    for number in range(ROUNDS + 1):
         adapters = {
-            name: lab.train(adapters[name], windows(bench), name, number, "local")
+            name: lab.train(adapters[name], windows(bench), name, number, chain)
             for name, bench in lab.devices.items()
         }
     return adapters
@@ -142,36 +143,62 @@ def pooled(lab: Laboratory) -> Floats:
     return lab.train(lab.initial, data, "pooled")
 
 
-def ours(lab: Laboratory) -> Adapters:
-    """What agents and server of this project do: FedAvg, candidates, the fleet's default, the gate."""
-    release, alone = lab.initial, dict.fromkeys(lab.devices, lab.initial)
-    default = ALONE
-    adopted: dict[str, Floats] = {}
+def ours(lab: Laboratory) -> Mapping[str, Ensemble]:
+    """What agents and server of this project do: domains, an ensemble, the fleet's default, the gate."""
+    stack, default = lab.initial, ALONE
+    directions = Directions(lab.engine.parameters)
+    chosen: dict[str, int] = {}
+    alone = {"local": dict.fromkeys(lab.devices, lab.initial)}
+    alone["local_full"] = dict(alone["local"])
+    used: dict[str, Ensemble] = {}
     for number in range(ROUNDS + 1):
-        personal = lab.personal(release, number)
+        domains_of_release = stack.size // lab.engine.parameters
+        for name, bench in lab.devices.items():
+            chosen[name] = domains.choose(lab.engine, stack, bench.labelled, chosen.get(name))
+        releases = {
+            name: adapter_of(stack, lab.engine.parameters, domain) for name, domain in chosen.items()
+        }
+        personal = lab.personal(releases, number)
         reports = []
         for name, bench in lab.devices.items():
-            alone[name] = lab.train(alone[name], bench.training, name, number, "local")
+            release = releases[name]
+            windows = {"local": bench.training, "local_full": bench.labelled}
+            for chain, adapters in alone.items():
+                adapters[name] = lab.train(adapters[name], windows[chain], name, number, chain)
             candidates = {
-                "local": alone[name],
+                **{chain: adapters[name] for chain, adapters in alone.items()},
                 "personal": personal[name],
-                "mixed": mixed(release, personal[name]),
+                "personal_full": lab.train(release, bench.labelled, name, number, "personal_full"),
                 "global": release,
-                "backbone": lab.initial,
+                "initial": lab.initial,
             }
-            held = {
-                label: comparable_losses(lab.engine, adapter, bench.holdout)
-                for label, adapter in candidates.items()
-            }
-            adopted[name] = candidates[gate.decide(held, default).choice]
-            gains = {f"{c}_gain": gate.mean(gate.gains(held[ALONE], held[c])) for c in CANDIDATES}
-            reports.append({"holdout_windows": len(bench.holdout), **gains})
+            verdict = judge(lab.engine, candidates, bench.training, bench.holdout, default)
+            used[name] = verdict.used(candidates)
+            reports.append({"holdout_windows": len(bench.holdout), "ensemble_gain": verdict.ensemble_gain})
         default = fleet_default(reports, default)
-        release = lab.mean(personal)
-    return adopted
+        if domains_of_release == 1 and number < splitting.ROUNDS:
+            moved = [personal[name].astype(np.float64) - releases[name] for name in lab.devices]
+            directions.add_round(number + 1, list(lab.devices), moved, lab.weights.tolist())
+            found = directions.relatedness()
+            groups = suggest(found)
+            if groups.count > 1:
+                chosen = splitting.place(directions, list(found.devices), groups)
+        stack = _by_domain(lab, personal, chosen, stack)
+    return used
 
 
-METHODS: dict[str, Callable[[Laboratory], Floats | Adapters]] = {
+def _by_domain(lab: Laboratory, personal: Adapters, chosen: Mapping[str, int], before: Floats) -> Floats:
+    """The mean of each domain's devices, stacked; a domain without any stays as it was."""
+    count = max(before.size // lab.engine.parameters, max(chosen.values()) + 1)
+    parts = restacked(before, lab.engine.parameters, count).reshape(count, -1).copy()
+    for domain in range(count):
+        members = [name for name, other in chosen.items() if other == domain]
+        if members:
+            parts[domain] = lab.mean(personal, members)
+    return parts.reshape(-1)
+
+
+METHODS: dict[str, Callable[[Laboratory], Tried]] = {
     "backbone": backbone,
     "local": local,
     "local_held_out": local_held_out,

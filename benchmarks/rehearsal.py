@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from agent import ensemble
+from agent.ensemble import Ensemble
 from agent.installation import Installation
 from agent.onnxruntime_engine import OnnxruntimeEngine
+from agent.store import Store as AgentStore
 from protocol.messages import Update, peek
 from protocol.package import unpack
 from server.round import RoundPolicy
@@ -26,8 +29,9 @@ from simulation.experiment import Experiment, Settings, prepare
 from simulation.in_process import InProcessFederation
 
 FLEETS = ("gearbox_vibration", "sp_sw_har", "skab_valve")
-ADAPTERS = {"local": "local", "fleet": "adopted", "release": "global", "personal": "personal"}
+ADAPTERS = {"local": "local_full", "release": "global", "personal": "personal"}
 """By figure, the adapter in a device's store."""
+FIGURES = ("fleet", *ADAPTERS)
 MAX_STEPS = 200_000
 
 
@@ -49,8 +53,8 @@ class Outcome:
     """What a run came to."""
 
     accuracy: dict[str, list[float]] = field(default_factory=dict)
-    """After each release, mean over devices: of training alone ("local"), the adapter in use ("fleet"), the
-    release as it is, and the adapter trained from it ("personal")."""
+    """After each release, mean over devices: of training alone on all labels ("local"), what the device uses
+    ("fleet"), the release as it is, and what is trained from it and sent ("personal")."""
     body_bits: float = 0.0
     """Bits per parameter of the updates' coded bodies, mean."""
     message_bits: float = 0.0
@@ -161,15 +165,23 @@ class _Tests:
 
     def accuracy(self, federation: InProcessFederation) -> dict[str, float]:
         """Mean over the devices, by figure."""
-        found: dict[str, list[float]] = {}
+        found: dict[str, list[float]] = {figure: [] for figure in FIGURES}
         for device, (features, labels) in self._features.items():
-            for figure, name in ADAPTERS.items():
-                adapter = federation.agent_stores[device].adapter(name)
-                if adapter is None:
-                    sys.exit(f"{device}: no adapter {name!r}")
-                predicted = self._engine.predict(adapter, features).argmax(1)
-                found.setdefault(figure, []).append(float(np.mean(predicted == labels)))
+            for figure in FIGURES:
+                tried = self._ensemble(federation.agent_stores[device], device, figure)
+                predicted = tried.logits(self._engine, features).argmax(1)
+                found[figure].append(float(np.mean(predicted == labels)))
         return {figure: float(np.mean(values)) for figure, values in found.items()}
+
+    def _ensemble(self, store: AgentStore, device: str, figure: str) -> Ensemble:
+        if figure == "fleet":
+            in_use = ensemble.in_use(store)
+        else:
+            adapter = store.adapter(ADAPTERS[figure])
+            in_use = None if adapter is None else ensemble.single(adapter)
+        if in_use is None:
+            sys.exit(f"{device}: no adapter for the figure {figure!r}")
+        return in_use
 
 
 def _count_bytes(

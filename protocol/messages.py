@@ -26,8 +26,8 @@ MAX_COUNT = (1 << 63) - 1
 """Of numbers that a database keeps."""
 BASE_BYTES = 8
 """Of a release's name in a message: enough to notice a mix-up, and the signature covers the rest."""
-CHOICES = ("backbone", "local", "global", "personal", "mixed")
-DEFAULTS = ("local", "personal", "mixed")
+CHOICES = ("backbone", "local", "global", "personal", "ensemble")
+DEFAULTS = ("local", "personal", "ensemble")
 
 
 def _check_hash(name: str, value: bytes, *, empty: bool = False) -> None:
@@ -215,7 +215,7 @@ class Report:
 
     release: int
     choice: str
-    """Which adapter the device uses now."""
+    """What the device uses now."""
     holdout_windows: int = 0
     gain: float = 0.0
     """Held-out loss of the local adapter minus that of the chosen one."""
@@ -229,8 +229,8 @@ class Report:
     """Recordings that could not be read, with the reason."""
     personal_gain: float = 0.0
     """Held-out loss of the local adapter minus that of the personal one."""
-    mixed_gain: float = 0.0
-    """Held-out loss of the local adapter minus that of the mixed one."""
+    ensemble_gain: float = 0.0
+    """Held-out loss of the local adapter minus that of the ensemble."""
     domain: int = 0
     """The domain that the device counts itself to."""
 
@@ -244,7 +244,7 @@ class Report:
             check_range(name, getattr(self, name), 0, MAX_COUNT)
         check_range("gain", self.gain, -1e3, 1e3)
         check_range("personal_gain", self.personal_gain, -1e3, 1e3)
-        check_range("mixed_gain", self.mixed_gain, -1e3, 1e3)
+        check_range("ensemble_gain", self.ensemble_gain, -1e3, 1e3)
         check_range("domain", self.domain, 0, MAX_DOMAINS - 1)
 
 

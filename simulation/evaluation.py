@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from agent import ensemble
 from agent.config import STORE_FILE, LimitsConfig
 from agent.features import FeatureCache
 from agent.installation import Installation
@@ -26,9 +27,9 @@ class DeviceResult:
     backbone: float
     """Test accuracy of the untouched backbone head."""
     local: float
-    """Of training alone."""
+    """Of training alone, on all labelled windows of the device: without a fleet none need be held out."""
     fleet: float
-    """Of the adapter that the device uses after its gate."""
+    """Of what the device uses after its gate."""
     release: float
     """Of the fleet's release as it is."""
     choice: str
@@ -53,8 +54,9 @@ def _evaluate_device(experiment: Experiment, participant: Participant) -> Device
     device = participant.device
     with contextlib.closing(Store(participant.state / STORE_FILE)) as store:
         package, choice = store.state().package, store.text("choice")
-        names = {"backbone": "initial", "local": "local", "fleet": "adopted", "release": "global"}
+        names = {"backbone": "initial", "local": "local_full", "release": "global"}
         adapters = {label: store.adapter(name) for label, name in names.items()}
+        in_use = ensemble.in_use(store)
     if not package:
         raise SimulationError(f"device {device.id!r} never installed the package")
     installation = Installation(participant.state / "packages", ())
@@ -66,13 +68,17 @@ def _evaluate_device(experiment: Experiment, participant: Participant) -> Device
         participant.state / "features", manifest, limit_bytes=LimitsConfig.feature_cache_bytes
     )
     features = engine.features(cache.prepared(windows))
-    accuracy: dict[str, float] = {}
+    initial = adapters["backbone"]
+    if initial is None or in_use is None:
+        raise SimulationError(f"device {device.id!r} lost its adapters")
+    tested = {"fleet": in_use}
     for label, adapter in adapters.items():
-        if adapter is None:  # no release reached this device: it uses what the package brought
-            adapter = adapters["backbone"]  # noqa: PLW2901
-        if adapter is None:
-            raise SimulationError(f"device {device.id!r} lost its adapters")
-        accuracy[label] = float(np.mean(engine.predict(adapter, features).argmax(1) == labels))
+        # Where no release reached the device, it has what the package brought.
+        tested[label] = ensemble.single(initial if adapter is None else adapter)
+    accuracy = {
+        label: float(np.mean(tried.logits(engine, features).argmax(1) == labels))
+        for label, tried in tested.items()
+    }
     return DeviceResult(
         device.id, device.domain, participant.labelled_windows, len(labels), choice=choice, **accuracy
     )

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import sqlite3
 import time
 import zlib
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agent import ensemble
 from agent.config import AgentConfig, LimitsConfig, SourceConfig
 from agent.device import DeviceAgent
 from agent.outbox import RESEND_SECONDS
@@ -125,10 +127,13 @@ class Device:
                 chunk = Chunk(artifact.sha256, index, data[start:end])
                 self.tell(TOPICS.down(NAME, "chunk"), chunk)
 
-    def release(self, number: int = 0, level: float = 0.0, data: bytes = PACKAGE) -> Release:
+    def release(
+        self, number: int = 0, level: float = 0.0, data: bytes = PACKAGE, default: str = "local"
+    ) -> Release:
         adapter = np.full(PARAMETERS, level, np.float32)
         package = hashlib.sha256(data).digest()
-        release = Release(number, package, b"", adapter_sha256(adapter), encode_keyframe(adapter))
+        body = encode_keyframe(adapter)
+        release = Release(number, package, b"", adapter_sha256(adapter), body, default=default)
         self.tell(TOPICS.all("release"), release)
         return release
 
@@ -171,7 +176,7 @@ def test_from_an_announcement_to_a_cleared_outbox(device: Device) -> None:
     assert (state.package, state.release) == (release.package, 0)
     [report] = device.said(Report, "report")
     assert (report.release, report.labelled_windows, report.holdout_windows) == (0, 40, 12)
-    assert report.choice in {"local", "personal"}
+    assert report.choice == "local"  # the default: 12 windows show no difference
     assert (report.bytes_up, report.bytes_down, report.problems) == (11, 22, ())
     current = device.open_round(1, release)
     [envelope] = device.wire.take(UP["update"])
@@ -453,6 +458,157 @@ def test_a_training_that_was_cut_off_goes_on_after_the_restart(trained: Device) 
     assert personal is not None
     assert personal.tobytes() == whole.tobytes()
     other.close()
+
+
+TRAINED = ("local", "personal", "local_full", "personal_full")
+
+
+def adapters_of(device: Device) -> dict[str, bytes]:
+    """What the device trained, by name."""
+    found = {name: device.store.adapter(name) for name in TRAINED}
+    return {name: adapter.tobytes() for name, adapter in found.items() if adapter is not None}
+
+
+@pytest.mark.parametrize("finished", [1, 2, 3])
+def test_a_power_cut_between_two_of_the_four_trainings_changes_no_bit(trained: Device, finished: int) -> None:
+    other = Device(trained.folder / "other")
+    write_recording(other.spool / "a.csv", two_levels(20))
+    other.resources = Resources(LimitsConfig(), other.clock, slice_seconds=1e-9, system=other.folder / "none")
+    other.restart()
+    other.announce()
+    other.serve_chunks()
+    other.release()
+    while float(other.store.text("progress") or 0) < finished / len(TRAINED):
+        other.clock.advance(CHECKPOINT_SECONDS)
+        assert other.agent.tick() is not None
+    assert float(other.store.text("progress")) < (finished + 0.1) / len(TRAINED)
+    assert other.store.state().base == b""
+    other.resources._slice = math.inf
+    other.restart()
+    other.release()
+    found = adapters_of(other)
+    assert len(set(found.values())) == len(TRAINED)
+    assert found == adapters_of(trained)
+    other.close()
+
+
+def test_a_device_with_one_label_of_each_class_holds_nothing_out_and_trains_nothing_twice(
+    tmp_path: Path,
+) -> None:
+    device = Device(tmp_path / "device")
+    write_recording(device.spool / "a.csv", two_levels(1))
+    engine, steps = LogisticEngine(), 0
+    real = engine.loss_and_gradient
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return real(*arguments)
+
+    engine.loss_and_gradient = counted  # type: ignore[method-assign]
+    device.announce()
+    device.serve_chunks()
+    device.agent._learner._engine = engine  # type: ignore[union-attr]
+    device.release(default="ensemble")
+    [report] = device.said(Report, "report")
+    assert (report.holdout_windows, report.choice, report.ensemble_gain) == (0, "ensemble", 0.0)
+    assert steps == 2 * POLICY.epochs
+    found = adapters_of(device)
+    assert found["local"] == found["local_full"]
+    assert found["personal"] == found["personal_full"]
+    used = ensemble.in_use(device.store)
+    assert used is not None
+    predicted = used.logits(engine, np.array([[-1, 0], [1, 0]], np.float32)).argmax(1)
+    assert predicted.tolist() == [0, 1]
+    # More labels come: now windows are held out, and the chains part.
+    write_recording(device.spool / "b.csv", two_levels(20))
+    device.release(1)
+    found = adapters_of(device)
+    assert found["local"] != found["local_full"]
+    device.close()
+
+
+def test_training_alone_on_all_labels_goes_on_from_itself_whatever_the_fleet_does(trained: Device) -> None:
+    other = Device(trained.folder / "other")
+    write_recording(other.spool / "a.csv", two_levels(20))
+    other.announce()
+    other.serve_chunks()
+    other.release()
+    before = adapters_of(trained)["local_full"]
+    trained.release(1, level=0.3)
+    other.release(1, level=-7.0)
+    assert adapters_of(trained)["local_full"] == adapters_of(other)["local_full"] != before
+    assert adapters_of(trained)["personal_full"] != adapters_of(other)["personal_full"]
+    other.close()
+
+
+def test_the_default_of_the_release_is_what_a_device_with_few_labels_uses_and_says(tmp_path: Path) -> None:
+    device = Device(tmp_path / "device")
+    write_recording(device.spool / "a.csv", two_levels(5))
+    device.announce()
+    device.serve_chunks()
+    device.release(level=0.25, default="ensemble")
+    [report] = device.said(Report, "report")
+    assert (report.choice, device.store.text("choice"), report.holdout_windows) == ("ensemble", "ensemble", 2)
+    assert report.gain == report.ensemble_gain
+    device.restart()
+    used = ensemble.in_use(device.store)
+    assert used is not None
+    kept = [device.store.adapter(name) for name in ("local_full", "global", "personal_full")]
+    assert [a.tolist() for a, _ in used.members] == [a.tolist() for a in kept if a is not None]
+    device.close()
+
+
+def test_where_training_stops_early_it_stops_in_full_after_as_many_epochs(trained: Device) -> None:
+    policy = replace(POLICY, epochs=40, learning_rate=0.5, early_stopping=2)
+    learner = trained.agent._learner
+    assert learner is not None
+    learner.policy = policy
+    start = {"local": np.zeros(PARAMETERS, np.float32), "local_full": np.zeros(PARAMETERS, np.float32)}
+    material = learner.material()
+    wrong = replace(material, holdout=replace(material.holdout, labels=1 - material.holdout.labels))
+    found = learner.begin(5, start, wrong)
+    while not found.finished:
+        found.step()
+    once = {}
+    for epochs in (1, 2):
+        learner.policy = replace(policy, early_stopping=0, epochs=epochs)
+        learning = learner.begin(5, start, material)
+        while not learning.finished:
+            learning.step()
+        once[epochs] = learning.adapters["local_full"].tobytes()
+    assert found.adapters["local_full"].tobytes() == once[1] != once[2]
+
+
+def test_a_store_in_which_a_mean_of_adapters_was_in_use_goes_on(trained: Device) -> None:
+    mean = np.full(PARAMETERS, 0.125, np.float32)
+    local = trained.store.adapter("local")
+    assert local is not None
+    path = trained.folder / "state" / "agent.sqlite"
+    trained.store.close()
+    database = sqlite3.connect(path)  # as version 2 left it
+    database.execute("DELETE FROM adapters WHERE name IN ('local_full', 'personal_full')")
+    database.execute("DELETE FROM facts WHERE name LIKE 'scale%' OR name = 'ensemble_gain'")
+    database.execute("INSERT INTO adapters VALUES ('adopted', ?)", (mean.tobytes(),))
+    database.execute("UPDATE facts SET value = ? WHERE name = 'choice'", (b"mixed",))
+    database.execute("INSERT INTO facts VALUES ('mixed_gain', ?)", (b"0.25",))
+    database.execute("PRAGMA user_version = 2")
+    database.commit()
+    database.close()
+    trained.wire.published.clear()
+    trained.start()
+    trained.agent.connected()
+    [report] = trained.said(Report, "report")
+    assert (report.choice, report.ensemble_gain) == ("personal", 0.0)
+    used = ensemble.in_use(trained.store)
+    assert used is not None
+    assert [adapter.tolist() for adapter, _ in used.members] == [mean.tolist()]
+    found = trained.store.adapter("local_full")
+    assert found is not None
+    assert found.tolist() == local.tolist()
+    current = trained.open_round(1, trained.release(1))
+    assert trained.said(Report, "report")[-1].choice == "local"
+    assert [update.round for update in trained.said(Update, "update")] == [current.number]
 
 
 def test_a_round_that_is_announced_again_while_new_labels_are_learned_is_answered_once(

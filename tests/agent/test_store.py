@@ -15,7 +15,10 @@ from tests.builders import PARAMETERS
 INITIAL = np.arange(PARAMETERS, dtype=np.float32)
 PACKAGE, BASE = b"p" * 32, b"b" * 32
 POLICY, SENDING = TrainingPolicy(epochs=3), SendingPolicy(quiet_hours=("22:00-06:00",))
-ADAPTERS = {"global": INITIAL + 1, "local": INITIAL + 2, "personal": INITIAL + 3, "adopted": INITIAL + 3}
+ADAPTERS = {
+    name: INITIAL + index
+    for index, name in enumerate(("global", "local", "personal", "local_full", "personal_full"), 1)
+}
 
 
 def fill(store: Store) -> None:
@@ -131,7 +134,7 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     database = sqlite3.connect(path)
     database.execute("PRAGMA user_version = 9")
     database.close()
-    with pytest.raises(AgentError, match=r"agent\.sqlite: expected a schema version up to 2, got 9.*newer"):
+    with pytest.raises(AgentError, match=r"agent\.sqlite: expected a schema version up to 3, got 9.*newer"):
         Store(path)
 
 

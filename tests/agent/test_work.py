@@ -65,7 +65,7 @@ class Device:
 
     def job(self, name: str, windows: int = 20) -> Job:
         def begin() -> Learning:
-            def make() -> Training:
+            def make(_epochs: Mapping[str, int]) -> Training:
                 return Training(ENGINE, START, data(windows, windows), POLICY, random())
 
             return Learning(name.encode(), {"local": make, "personal": make})

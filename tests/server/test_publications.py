@@ -35,7 +35,7 @@ def record(size: int, scale: float = 0.01) -> tuple[ReleaseRecord, NDArray[np.fl
     made = ReleaseRecord(
         *(4, 1, 4, adapter_sha256(base), adapter_sha256(adapter), adapter, 9.0, 2, 20),
         {"loss_before": 1 / 3},
-        "personal",
+        "ensemble",
         difference,
     )
     return made, base
@@ -46,7 +46,7 @@ def test_a_difference_with_the_keyframe_on_offer() -> None:
     offers = Offers()
     message = release_message(made, PACKAGE, offers)
     assert (message.number, message.package, message.updates, message.weight) == (4, PACKAGE, 2, 20)
-    assert message.default == "personal"
+    assert message.default == "ensemble"
     assert message.metrics["loss_before"] == pytest.approx(1 / 3, rel=1e-3)
     assert message.base == made.parent[:BASE_BYTES]
     assert release_adapter(message, base, [slice(0, 5000)], 5000).tobytes() == made.adapter.tobytes()

@@ -1,0 +1,66 @@
+"""What the gate says of the adapters that came out of a release, on the windows that they did not see.
+
+The gate judges adapters that were trained without the held-out windows; the device uses those that were
+trained on all of them. A few more windows rarely change which way of learning is better, and with few labels
+the windows that a gate keeps for itself are worth more than its choice.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from agent import ensemble, gate
+from agent.dataset import Labelled
+from agent.engine import Engine, Floats
+from agent.ensemble import MEMBERS, Ensemble
+from agent.objective import comparable_losses
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate decided, and on what."""
+
+    decision: gate.Decision
+    personal_gain: float
+    """Mean held-out loss of training alone minus that of the personal adapter."""
+    ensemble_gain: float
+    """The same of the ensemble."""
+    scales: Mapping[str, float]
+    """By name, what the logits are divided by of each adapter that is used in the ensemble."""
+
+    def used(self, adapters: Mapping[str, Floats]) -> Ensemble:
+        """What the device uses, of adapters by name, float32 [parameters] each."""
+        return ensemble.together(ensemble.names_in_use(self.decision.choice), adapters, self.scales)
+
+
+def judge(
+    engine: Engine,
+    adapters: Mapping[str, Floats],
+    training: Labelled,
+    holdout: Labelled,
+    default: str,
+) -> Verdict:
+    """Compare the candidates.
+
+    Args:
+        engine: predicts.
+        adapters: "initial", "global", and "local" and "personal" with windows held out and in full, float32
+            [parameters] each.
+        training: windows that measure the spread of logits where none is held out.
+        holdout: windows that the gate decides on.
+        default: what it keeps without evidence.
+    """
+    features = (holdout if len(holdout) else training).features
+    held_out, full = MEMBERS["ensemble"], ensemble.names_in_use("ensemble")
+    scales = ensemble.spreads(engine, {*held_out, *full}, adapters, features)
+    losses = {
+        choice: comparable_losses(
+            ensemble.together(names, adapters, scales).logits(engine, holdout.features), holdout.labels
+        )
+        for choice, names in MEMBERS.items()
+    }
+    return Verdict(
+        gate.decide(losses, default),
+        gate.mean(gate.gains(losses["local"], losses["personal"])),
+        gate.mean(gate.gains(losses["local"], losses["ensemble"])),
+        {name: scales[name] for name in full},
+    )
