@@ -23,6 +23,7 @@ import numpy as np
 from benchmarks.laboratory import Laboratory
 from benchmarks.methods import METHODS
 from benchmarks.rehearsal import FLEETS, data_directory, make_fleet
+from protocol.input_schema import NORMALISATIONS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--fleets", help="names, comma-separated")
     parser.add_argument("--labels", help="labelled windows per class and device (default: 5,15,50)")
     parser.add_argument("--seeds", help="of backbone, labels and training (default: 0,1,2)")
+    parser.add_argument("--normalisation", default="none", choices=("none", *NORMALISATIONS))
     parser.add_argument("--json", action="store_true", help="print only the JSON object")
     parser.add_argument("--plot", type=Path, help="PNG of the gains over training alone")
     options = parser.parse_args()
@@ -53,7 +55,7 @@ def main() -> None:
         for fleet in fleets:
             directory = Path(folder) / fleet
             print(f"{fleet}: backbones", file=sys.stderr, flush=True)
-            make_fleet(directory, fleet, data, seeds)
+            make_fleet(directory, fleet, data, seeds, options.normalisation)
             for labels in budgets:
                 row = measure(directory, fleet, labels, seeds)
                 results.append(row)

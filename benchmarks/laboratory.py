@@ -136,7 +136,7 @@ class Laboratory:
         labelled = cache.collect(source, self.engine, 1 << 30).labelled
         training, holdout = split(labelled, self.policy.holdout_fraction, self.manifest.window.length)
         windows, labels = test
-        return Bench(training, holdout, labelled, self.engine.features(windows), labels)
+        return Bench(training, holdout, labelled, self.engine.features(cache.prepared(windows)), labels)
 
 
 class _Pulled:

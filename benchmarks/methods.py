@@ -10,13 +10,18 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from agent import domains
 from agent.dataset import Labelled
 from agent.engine import Floats
 from agent.ensemble import Ensemble
 from agent.objective import mean_loss
 from agent.verdict import judge
 from benchmarks.laboratory import Adapters, Bench, Laboratory, Tried, pool
+from protocol.domains import adapter_of, restacked
+from server import domains as splitting
 from server.evaluation import ALONE, fleet_default
+from server.relatedness.directions import Directions
+from server.relatedness.groups import suggest
 
 ROUNDS = 10
 DITTO_PULL = 0.1
@@ -152,7 +157,6 @@ def ours(lab: Laboratory) -> Mapping[str, Ensemble]:
     alone["local_full"] = dict(alone["local"])
     used: dict[str, Ensemble] = {}
     for number in range(ROUNDS + 1):
-        domains_of_release = stack.size // lab.engine.parameters
         for name, bench in lab.devices.items():
             chosen[name] = domains.choose(lab.engine, stack, bench.labelled, chosen.get(name))
         releases = {
@@ -176,13 +180,15 @@ def ours(lab: Laboratory) -> Mapping[str, Ensemble]:
             used[name] = verdict.used(candidates)
             reports.append({"holdout_windows": len(bench.holdout), "ensemble_gain": verdict.ensemble_gain})
         default = fleet_default(reports, default)
-        if domains_of_release == 1 and number < splitting.ROUNDS:
+        if stack.size == lab.engine.parameters and number < splitting.ROUNDS:
             moved = [personal[name].astype(np.float64) - releases[name] for name in lab.devices]
             directions.add_round(number + 1, list(lab.devices), moved, lab.weights.tolist())
             found = directions.relatedness()
             groups = suggest(found)
             if groups.count > 1:
-                chosen = splitting.place(directions, list(found.devices), groups)
+                placed = splitting.place(directions, list(found.devices), groups)
+                stack, chosen = _by_domain(lab, personal, placed, stack), {}
+                continue
         stack = _by_domain(lab, personal, chosen, stack)
     return used
 

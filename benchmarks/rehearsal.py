@@ -17,6 +17,7 @@ import numpy as np
 
 from agent import ensemble
 from agent.ensemble import Ensemble
+from agent.features import FeatureCache
 from agent.installation import Installation
 from agent.onnxruntime_engine import OnnxruntimeEngine
 from agent.store import Store as AgentStore
@@ -68,7 +69,9 @@ class Outcome:
         return float(np.mean(self.accuracy[name][-last:]))
 
 
-def make_fleet(directory: Path, fleet: str, data: Path, seeds: list[int]) -> None:
+def make_fleet(
+    directory: Path, fleet: str, data: Path, seeds: list[int], normalisation: str = "none"
+) -> None:
     """Import a data set and pre-train a package for each seed; what is there already is kept."""
     if not (directory / "fleet").exists():
         directory.mkdir(parents=True, exist_ok=True)
@@ -77,7 +80,7 @@ def make_fleet(directory: Path, fleet: str, data: Path, seeds: list[int]) -> Non
         package = directory / f"package-{seed}.zip"
         if not package.exists():
             command = [sys.executable, "-m", "models", "pretrain", str(directory / "fleet")]
-            command += ["--output", str(package), "--seed", str(seed)]
+            command += ["--output", str(package), "--seed", str(seed), "--normalisation", normalisation]
             result = subprocess.run(command, capture_output=True, text=True, check=False)
             if result.returncode:
                 sys.exit(f"{' '.join(command)} failed:\n{result.stderr}")
@@ -157,11 +160,15 @@ class _Tests:
     def __init__(self, experiment: Experiment, packages: Path, federation: InProcessFederation) -> None:
         installation = Installation(packages, ())
         package = next(iter(federation.agent_stores.values())).state().package
-        self._engine = OnnxruntimeEngine(installation.path(package), installation.manifest(package))
+        manifest = installation.manifest(package)
+        self._engine = OnnxruntimeEngine(installation.path(package), manifest)
         self._features = {}
         for participant in experiment.participants:
-            windows, labels = experiment.test_set(participant.device.id)
-            self._features[participant.device.id] = self._engine.features(windows), labels
+            device = participant.device.id
+            windows, labels = experiment.test_set(device)
+            # By the statistics that the device has, where its package wants windows normalised.
+            features = FeatureCache(packages.parents[1] / device / "features", manifest, limit_bytes=1 << 28)
+            self._features[device] = self._engine.features(features.prepared(windows)), labels
 
     def accuracy(self, federation: InProcessFederation) -> dict[str, float]:
         """Mean over the devices, by figure."""
