@@ -159,9 +159,7 @@ def ours(lab: Laboratory) -> Mapping[str, Ensemble]:
     for number in range(ROUNDS + 1):
         for name, bench in lab.devices.items():
             chosen[name] = domains.choose(lab.engine, stack, bench.labelled, chosen.get(name))
-        releases = {
-            name: adapter_of(stack, lab.engine.parameters, domain) for name, domain in chosen.items()
-        }
+        releases = {name: adapter_of(stack, lab.engine.parameters, domain) for name, domain in chosen.items()}
         personal = lab.personal(releases, number)
         reports = []
         for name, bench in lab.devices.items():
