@@ -199,7 +199,7 @@ def _by_domain(lab: Laboratory, personal: Adapters, chosen: Mapping[str, int], b
         members = [name for name, other in chosen.items() if other == domain]
         if members:
             parts[domain] = lab.mean(personal, members)
-    return parts.reshape(-1)
+    return np.asarray(parts.reshape(-1), np.float32)
 
 
 METHODS: dict[str, Callable[[Laboratory], Tried]] = {
