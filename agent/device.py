@@ -264,6 +264,8 @@ class DeviceAgent:
 
     def _adopt(self, release: Release, stack: Floats) -> None:
         learner = self._require_learner()
+        if release.withdraws >= 0:
+            log.warning("release=%d withdraws release=%d", release.number, release.withdraws)
         local, initial = self._store.adapter("local"), self._store.adapter("initial")
         local_full = self._store.adapter("local_full")
         if local is None or local_full is None or initial is None:
@@ -290,9 +292,18 @@ class DeviceAgent:
         self._work.take(Job(f"release {release.number}", begin, finish))
         self._work.go_on()
 
+    def _comparison(self, adapter: Floats, material: Material) -> dict[str, str]:
+        """How a release does beside the one that is held, for the server's guard."""
+        before = self._store.adapter("global") if self._state.base else None
+        if before is None:
+            return {"release_gain": "0.0", "compared_with": "-1"}
+        gain = self._require_learner().release_gain(before, adapter, material)
+        return {"release_gain": repr(gain), "compared_with": str(self._state.release)}
+
     def _adopted(self, release: Release, domain: int, material: Material, learned: Learned) -> None:
         verdict = learned.verdict
         facts = {
+            **self._comparison(learned.adapters["global"], material),
             "domain": str(domain),
             "domains": str(release.domains),
             "fingerprint": material.fingerprint,
@@ -308,7 +319,8 @@ class DeviceAgent:
             **ensemble.as_facts(verdict.scales),
         }
         adapters = dict(learned.adapters)
-        withheld = self._outbox.withheld()
+        # What was learned from a release that is withdrawn mostly undoes it; the server does that itself.
+        withheld = None if release.withdraws == self._state.release else self._outbox.withheld()
         if withheld is not None:
             adapters["withheld"] = withheld
         self._store.adopt(release.number, release.adapter_sha256, adapters, verdict.decision.choice, facts)

@@ -14,13 +14,13 @@ from functools import partial
 
 import numpy as np
 
-from agent import domains
+from agent import domains, gate
 from agent.dataset import Labelled, split
 from agent.engine import Engine, Floats
 from agent.ensemble import FULL, TRAINED
 from agent.features import FeatureCache
 from agent.learning import Learning
-from agent.objective import mean_loss
+from agent.objective import comparable_losses, mean_loss
 from agent.sources import Source
 from agent.training import Training
 from agent.verdict import Verdict, judge
@@ -189,6 +189,15 @@ class Learner:
             mean_loss(self._engine, release, material.training),
             mean_loss(self._engine, adapter, material.training),
         )
+
+    def release_gain(self, before: Floats, release: Floats, material: Material) -> float:
+        """Mean held-out loss of the release before minus that of a release, as the gate compares them."""
+        features, labels = material.holdout.features, material.holdout.labels
+        old, new = (
+            comparable_losses(self._engine.predict(adapter, features), labels)
+            for adapter in (before, release)
+        )
+        return gate.mean(gate.gains(old, new))
 
     def _training(
         self,

@@ -82,6 +82,8 @@ class Reporter:
             problems,
             float(store.text("personal_gain")),
             float(store.text("ensemble_gain") or 0),  # absent in a store that an earlier version wrote
+            float(store.text("release_gain") or 0),
+            store.number("compared_with", -1),
             store.number("domain", 0),
         )
         self._voice.say("report", message)

@@ -1,7 +1,7 @@
 """The charter: what every device of a federation does alike, signed by the server with each announcement.
 
-How devices train, when they send what they learned, and how much an update counts that comes late. Owners can
-be stricter on a device of theirs (agent/config.py), never laxer.
+How devices train, when they send what they learned, how much an update counts that comes late, and when a
+release is withdrawn. Owners can be stricter on a device of theirs (agent/config.py), never laxer.
 """
 
 import math
@@ -153,6 +153,23 @@ class StalenessPolicy:
             return weight
         factor = Decimal(1 + staleness) ** -Decimal(repr(self.exponent))
         return max(1, int(weight * factor))
+
+
+@dataclass(frozen=True)
+class WithdrawalPolicy:
+    """When the server withdraws a release, and goes back to the one before (see server/guard.py)."""
+
+    share: float = 0.3
+    """Largest share of the devices that a release may be worse for than the one before; 1: any may be."""
+    minimum_devices: int = 6
+    """Fewest devices whose reports decide; fewer than six can never show more than luck."""
+    tolerance: float = 0.05
+    """Nats by which a device's held-out loss may rise before the release counts as worse for it."""
+
+    def __post_init__(self) -> None:
+        check_range("share", self.share, 0, 1)
+        check_range("minimum_devices", self.minimum_devices, 1, 1 << 20)
+        check_range("tolerance", self.tolerance, 0, 4)
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:

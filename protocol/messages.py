@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from protocol import cbor, records
 from protocol.artifacts import Artifact
-from protocol.charter import SendingPolicy, StalenessPolicy, TrainingPolicy, check_range
+from protocol.charter import SendingPolicy, StalenessPolicy, TrainingPolicy, WithdrawalPolicy, check_range
 from protocol.domains import MAX_DOMAINS
 from protocol.errors import shown
 from protocol.signing import PrivateKey, PublicKey, sign, signed_payload, verify
@@ -76,6 +76,7 @@ class Announcement:
     training: TrainingPolicy
     sending: SendingPolicy = field(default_factory=SendingPolicy)
     staleness: StalenessPolicy = field(default_factory=StalenessPolicy)
+    withdrawal: WithdrawalPolicy = field(default_factory=WithdrawalPolicy)
 
     def __post_init__(self) -> None:
         check_range("version", self.version, 1, 1 << 40)
@@ -193,6 +194,9 @@ class Release:
     """Quantisation step of each segment of the difference; empty without a base."""
     keyframe: Artifact | None = None
     """The whole adapter, for devices that lack the base to pull in chunks; None: the body is enough."""
+    withdraws: int = -1
+    """Number of the release before, where this one takes its place with the adapter of the one before that;
+    -1: none is withdrawn."""
     domains: int = 1
     """Adapters that it holds, one after another (see domains.py)."""
 
@@ -207,6 +211,7 @@ class Release:
             raise ValueError(f"steps: expected none without a base, got {len(self.steps)} bytes")
         if self.default not in DEFAULTS:
             raise ValueError(f"default: expected one of {', '.join(DEFAULTS)}, got {shown(self.default)}")
+        check_range("withdraws", self.withdraws, -1, self.number - 1)
 
 
 @dataclass(frozen=True)
@@ -231,8 +236,12 @@ class Report:
     """Held-out loss of the local adapter minus that of the personal one."""
     ensemble_gain: float = 0.0
     """Held-out loss of the local adapter minus that of the ensemble."""
+    release_gain: float = 0.0
+    """Held-out loss of the release that the device held before minus that of this one."""
+    compared_with: int = -1
+    """Number of the release before; -1: the device held none."""
     domain: int = 0
-    """The domain that the device counts itself to."""
+    """The domain whose adapter the device goes on from."""
 
     def __post_init__(self) -> None:
         if self.choice not in CHOICES:
@@ -245,6 +254,8 @@ class Report:
         check_range("gain", self.gain, -1e3, 1e3)
         check_range("personal_gain", self.personal_gain, -1e3, 1e3)
         check_range("ensemble_gain", self.ensemble_gain, -1e3, 1e3)
+        check_range("release_gain", self.release_gain, -1e3, 1e3)
+        check_range("compared_with", self.compared_with, -1, MAX_COUNT)
         check_range("domain", self.domain, 0, MAX_DOMAINS - 1)
 
 

@@ -70,13 +70,14 @@ def _parser() -> argparse.ArgumentParser:
     devices.add_argument("public_key", nargs="?", help="what `graftwork-agent key` printed, for add")
     rounds = add("rounds", _rounds, "list rounds, newest first")
     releases = add("releases", _releases, "list releases, newest first")
+    withdrawn = add("withdrawals", _withdrawals, "list releases that were withdrawn, with the evidence")
     replay = add("replay", _replay, "recompute releases from the journal and compare them")
     replay.add_argument("release", help="number of a release, or: all")
     refusals = add("refusals", _refusals, "list messages that were refused, newest first")
     related = add("relatedness", _relatedness, "show which devices learn alike, as matrix, tree and groups")
     related.add_argument("--rounds", type=int, default=10, help="rounds to look back (default: 10)")
     related.add_argument("--plot", type=Path, metavar="FILE", help="write a picture, PNG by its name")
-    for command in (devices, rounds, releases, replay, refusals, related):
+    for command in (devices, rounds, releases, withdrawn, replay, refusals, related):
         command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
@@ -161,8 +162,28 @@ def _rounds(options: argparse.Namespace, config: ServerConfig) -> int:
 def _releases(options: argparse.Namespace, config: ServerConfig) -> int:
     with _store(config) as store:
         rows = store.releases()
+        withdrawn = {row["release"]: row for row in store.withdrawals()}
     columns = ["number", "round", "package_version", "updates", "weight", "created_at", "metrics", "sha256"]
-    _show(options, rows, columns)
+    for row in rows:
+        found = withdrawn.get(row["number"])
+        row["withdrawn_by"] = found["replacement"] if found else None
+        row["reason"] = found["reason"] if found else None
+    if options.json:
+        columns += ["withdraws", "reason"]
+    # Rare: a table without any has no column for them, and the reasons are too long for one.
+    _show(options, rows, [*columns, "withdrawn_by"] if withdrawn or options.json else columns)
+    if not options.json:
+        for row in rows:
+            if row["reason"]:
+                print(f"release {row['number']} was withdrawn: {row['reason']}")
+    return 0
+
+
+def _withdrawals(options: argparse.Namespace, config: ServerConfig) -> int:
+    with _store(config) as store:
+        rows = store.withdrawals()
+    columns = ["release", "replacement", "withdrawn_at", "reason"]
+    _show(options, rows, [*columns, "evidence"] if options.json else columns)
     return 0
 
 

@@ -28,6 +28,7 @@ from protocol.messages import (
 )
 from protocol.package import Manifest, ModelPackage, unpack
 from protocol.signing import PrivateKey, PublicKey
+from server import guard, withdrawals
 from server import round as rounds
 from server.config import ServerConfig
 from server.domains import placement
@@ -78,6 +79,8 @@ class Coordinator:
         self._release: ReleaseRecord | None = None
         self._state: rounds.State = rounds.Waiting(1)
         self._counting: Counting | None = None
+        self._unjudged = True
+        """Whether reports on the newest release came that the guard has not seen."""
         self._waiting = {row["id"] for row in store.devices() if row["waits"]}
         self._pruned_at = 0.0
         self._load()
@@ -120,7 +123,7 @@ class Coordinator:
             elif kind == "get":
                 self._chunks(device, unseal(ChunkRequest, payload, key, topic))
             else:
-                self._store.add_report(device, unseal(Report, payload, key, topic), self._now())
+                self._report(device, unseal(Report, payload, key, topic))
         except ProtocolError as error:
             log.warning("refused a message from device=%s: %s", device, error)
             self._store.add_refusal(device, str(error), self._now())
@@ -131,6 +134,8 @@ class Coordinator:
         if self._package is None:
             return
         self._prune()
+        if self._unjudged:
+            self._judge_once_all_reported()
         nobody: frozenset[str] = frozenset()
         ready, expected = (nobody, nobody) if self._counting else self._candidates()
         self._state, actions = rounds.tick(
@@ -165,6 +170,10 @@ class Coordinator:
             )  # fmt: skip
         self._store.set_device_state(device, state, self._now())
         (self._waiting.add if state.waits else self._waiting.discard)(device)
+
+    def _report(self, device: str, report: Report) -> None:
+        self._store.add_report(device, report, self._now())
+        self._unjudged |= self._release is not None and report.release == self._release.number
 
     def _update(self, device: str, key: PublicKey, payload: bytes) -> None:
         update = open_update(payload, key, self._topics, device, self._config.maximum_update_bytes)
@@ -203,6 +212,8 @@ class Coordinator:
             terms: RoundTerms | None = counting.terms
         else:
             terms = terms_of(self._store, update.round, self._package_record.version)
+            if terms is None and withdrawals.of_withdrawn(self._store.round_record(update.round)):
+                return Rejected("late", f"the release that round {update.round} started from was withdrawn")
         decision = examine(
             update,
             device,
@@ -315,6 +326,8 @@ class Coordinator:
     def _close_round(self, number: int) -> None:
         if self._counting is None:
             raise ServerError(f"round {number} closes without having been open")
+        if self._withdraw_if_worse():
+            return
         base = self._newest()
         self._split(number, base)
         release = self._counting.release(base, self._store.reports(base.number).values(), self._now())
@@ -341,6 +354,36 @@ class Coordinator:
             self._counting, _ = sum_journal(
                 self._store, record, base, manifest=manifest, federation=federation, placement=found
             )
+
+    # The guard: by all reports at once, or at the latest before a round makes a release of what it judges
+
+    def _judge_once_all_reported(self) -> None:
+        self._unjudged = False
+        reported = self._store.reports(self._newest().number)
+        if all(row["id"] in reported for row in self._store.devices() if row["online"]):
+            self._withdraw_if_worse()
+
+    def _withdraw_if_worse(self) -> bool:
+        """Go back to the release before if the newest is worse for too many; False: it stays.
+
+        What a package begins with, and what the fleet has gone back to, stays whatever is said of it.
+        """
+        newest = self._newest()
+        restored = self._store.release(newest.number - 1) if newest.round is not None else None
+        if restored is None:
+            return False
+        evidence = guard.judge(self._store.reports(newest.number), newest.number, self._config.withdrawal)
+        if not evidence.withdraw:
+            return False
+        if self._store.withdraw(evidence, withdrawals.replacement(newest, restored, self._now())):
+            log.warning(
+                "withdrew release=%d: %s; release=%d is release=%d again",
+                newest.number, evidence.reason, newest.number + 1, restored.number,
+            )  # fmt: skip
+        self._load()  # also where a new package came in between
+        self._publish_package()
+        self._publish_release()
+        return True
 
     def _newest(self) -> ReleaseRecord:
         if self._release is None:
@@ -369,11 +412,13 @@ class Coordinator:
             self._config.training,
             self._config.sending,
             self._config.staleness,
+            self._config.withdrawal,
         )
         self._offers.offer_package(
             self._announcement.package, self._store.package_path(self._package_record.sha256)
         )
         self._release = self._store.newest_release()
+        self._unjudged = True
         self._counting = None
         done = self._store.rounds_done(self._package_record.version)
         self._state = rounds.Waiting(self._store.next_round_number(), done)

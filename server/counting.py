@@ -115,8 +115,8 @@ class Counting:
             difference,
             target - decoded if coded else 0,
             moments,
-            domains,
-            self._placement if domains != base.domains else None,
+            domains=domains,
+            placement=self._placement if domains != base.domains else None,
         )
 
     def _domain_of(self, device: str, accepted: Accepted) -> int:

@@ -11,6 +11,7 @@ from protocol.charter import StalenessPolicy, TrainingPolicy
 from protocol.errors import ProtocolError
 from protocol.package import Manifest
 from protocol.topics import Topics
+from server import withdrawals
 from server.counting import Counting
 from server.intake import Accepted, Lateness, Rejected, RoundTerms, examine, open_update
 from server.ledger import Ledger
@@ -133,7 +134,9 @@ def counting_of(
 
 
 def terms_of(store: Ledger, number: int, package_version: int, *, pruned: bool = False) -> RoundTerms | None:
-    """The terms of a round of a package, open or closed; None: they are gone, or of another package.
+    """The terms of a round of a package, open or closed.
+
+    None: they are gone, of another package, or the release that it started from was withdrawn.
 
     Args:
         store: the server's.
@@ -149,6 +152,8 @@ def terms_of(store: Ledger, number: int, package_version: int, *, pruned: bool =
     base = store.release(record.base_release) if record else None
     if record is None or base is None or record.package_version != package_version:
         return None
+    if withdrawals.of_withdrawn(record):
+        return None  # what was learned from it undoes what was withdrawn, and would undo it a second time
     return _terms(record, base) if record.pruned_at is None or pruned else None
 
 

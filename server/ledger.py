@@ -13,8 +13,9 @@ from sqlalchemy.exc import IntegrityError
 
 from protocol.release_coding import adapter_sha256
 from protocol.signing import PublicKey
-from server import tables
+from server import tables, withdrawals
 from server.database import Database, next_number
+from server.guard import Evidence
 from server.ledger_records import (
     JournalledUpdate,
     PackageRecord,
@@ -219,6 +220,14 @@ class Ledger:
                 return False
             connection.execute(tables.releases.insert().values(release_row(release)))
         return True
+
+    def withdraw(self, evidence: Evidence, release: ReleaseRecord) -> bool:
+        """Keep a release that withdraws the newest one; see withdrawals.py."""
+        return withdrawals.withdraw(self._database, evidence, release)
+
+    def withdrawals(self) -> list[dict[str, Any]]:
+        """All withdrawals with their evidence, newest first."""
+        return withdrawals.withdrawals(self._database)
 
     def newest_release(self) -> ReleaseRecord | None:
         """The release that the federation runs."""

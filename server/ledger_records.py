@@ -48,6 +48,8 @@ class ReleaseRecord:
     nothing."""
     moments: NDArray[np.float64] | None = None
     """Of the server's optimiser, float64 [2, domains * parameters]; None: it keeps none."""
+    withdraws: int | None = None
+    """Number of the release before, which this one withdraws: it is the one before that once more."""
     domains: int = 1
     """Adapters that it holds."""
     placement: Mapping[str, int] | None = None

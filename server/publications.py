@@ -14,7 +14,8 @@ def release_message(record: ReleaseRecord, package: bytes, offers: Offers) -> Re
 
     The adapter of a package is in the package. Any other one goes as difference, beside an offer of the
     keyframe to devices without the base; where the keyframe is no larger than the difference, it goes itself.
-    So does that of a release from before there were differences.
+    So does that of a release from before there were differences, and of one that withdraws another: devices
+    do not keep what they would have to go back to.
     """
     base, body, steps, keyframe = b"", b"", b"", None
     if record.difference is not None:
@@ -24,7 +25,7 @@ def release_message(record: ReleaseRecord, package: bytes, offers: Offers) -> Re
         else:
             base, body, steps = record.parent[:BASE_BYTES], record.difference.body, record.difference.steps
             keyframe = offers.offer_keyframe(whole)
-    elif record.round is not None:
+    elif record.round is not None or record.withdraws is not None:
         body = encode_keyframe(record.adapter)
     return Release(
         record.number,
@@ -38,6 +39,7 @@ def release_message(record: ReleaseRecord, package: bytes, offers: Offers) -> Re
         record.default_choice,
         steps,
         keyframe,
+        -1 if record.withdraws is None else record.withdraws,
         record.domains,
     )
 

@@ -18,6 +18,7 @@ from server.intake import Rejected
 from server.journal import Journal, TermsOf, counting_of, examine_journal, terms_of
 from server.ledger import Ledger
 from server.ledger_records import ReleaseRecord, RoundRecord
+from server.withdrawals import replacement
 
 SAME, DIFFERENT, PRUNED = "same", "different", "pruned"
 
@@ -28,7 +29,7 @@ class Replay:
 
     release: int
     round: int | None
-    """None: a package's initial adapter."""
+    """None: a package's initial adapter, or a release that withdraws another one."""
     verdict: str
     """"same", "different", or "pruned": the journal holds none of the updates any more."""
     updates: int
@@ -56,6 +57,10 @@ def replay(store: Ledger, number: int, federation: str) -> Replay:
         raise ServerError(f"there is no release {number}")
     try:
         package = _package(store, stored.package_version)
+        if stored.withdraws is not None:
+            return replay_withdrawal(
+                stored, store.release(stored.withdraws - 1), store.release(stored.withdraws)
+            )
         if stored.round is None:
             return replay_initial(stored, package)
         record, base = _origin(store, stored.round)
@@ -91,6 +96,22 @@ def replay_initial(stored: ReleaseRecord, package: ModelPackage) -> Replay:
     if found != stored.sha256:
         differences.append("adapter: not the initial adapter of its package")
     return _verdict(stored, 0, found, differences)
+
+
+def replay_withdrawal(
+    stored: ReleaseRecord, restored: ReleaseRecord | None, withdrawn: ReleaseRecord | None
+) -> Replay:
+    """Compare a release that withdraws another one with the one that it goes back to."""
+    if restored is None or withdrawn is None:
+        raise _GoneError(f"release {(stored.withdraws or 0) - 1}, that it goes back to, is not kept any more")
+    expected = replacement(withdrawn, restored, stored.created_at)
+    differences = _damage(stored) + _damage(restored)
+    differences += _carried_over(expected, stored)
+    if stored.sha256 != expected.sha256:
+        differences.append(f"adapter: not that of release {restored.number}")
+    if stored.parent != expected.parent:
+        differences.append(f"parent: expected {expected.parent.hex()[:16]}, got {stored.parent.hex()[:16]}")
+    return _verdict(stored, 0, restored.sha256, differences)
 
 
 def replay_round(

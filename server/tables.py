@@ -15,7 +15,7 @@ from sqlalchemy import (
     Table,
 )
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 5
 metadata = MetaData()
 
 settings = Table(
@@ -94,8 +94,18 @@ releases = Table(
     Column("body", LargeBinary),
     Column("residual", LargeBinary),
     Column("moments", LargeBinary),
+    Column("withdraws", BigInteger),
     Column("domains", Integer, nullable=False, default=1, server_default="1"),
     Column("placement", JSON),
+)
+withdrawals = Table(
+    "withdrawals",
+    metadata,
+    Column("release", BigInteger, primary_key=True, autoincrement=False),
+    Column("replacement", BigInteger, nullable=False),
+    Column("withdrawn_at", Float, nullable=False),
+    Column("reason", String(500), nullable=False),
+    Column("evidence", JSON, nullable=False),
 )
 reports = Table(
     "reports",

@@ -189,6 +189,50 @@ def test_from_an_announcement_to_a_cleared_outbox(device: Device) -> None:
     assert device.store.outbox() == []
 
 
+def test_a_release_is_reported_beside_the_one_before(trained: Device) -> None:
+    [first] = trained.said(Report, "report")
+    assert (first.compared_with, first.release_gain) == (-1, 0.0)  # before it there was none
+    better, worse = np.float32([-1, 1, 0, 0, 0, 0]), np.float32([1, -1, 0, 0, 0, 0])
+
+    def adopt(number: int, adapter: np.ndarray, withdraws: int = -1) -> Report:
+        release = trained.release(number)
+        body = encode_keyframe(adapter)
+        trained.tell(
+            TOPICS.all("release"),
+            replace(
+                release,
+                number=number + 1,
+                adapter_sha256=adapter_sha256(adapter),
+                body=body,
+                withdraws=withdraws,
+            ),
+        )
+        [_, report] = trained.said(Report, "report")
+        return report
+
+    good = adopt(1, better)
+    assert (good.release, good.compared_with, good.release_gain > 0.1) == (2, 1, True)
+    bad = adopt(3, worse)
+    assert (bad.release, bad.compared_with, bad.release_gain < -0.1) == (4, 3, True)
+    trained.restart()
+    trained.agent.connected()
+    again = trained.said(Report, "report")[-1]
+    assert (again.compared_with, again.release_gain) == (bad.compared_with, bad.release_gain)
+
+
+def test_what_was_learned_from_a_withdrawn_release_is_not_carried_over(trained: Device) -> None:
+    trained.announce(sending=SendingPolicy(minimum_relative_norm=10, maximum_wait_hours=0))
+    good = trained.release(1, level=1.0)
+    trained.release(2, level=3.0)
+    withheld = trained.store.adapter("withheld")
+    assert withheld is not None  # learned from release 1, and not sent
+    trained.tell(TOPICS.all("release"), replace(good, number=3, withdraws=2))
+    assert trained.store.state().release == 3
+    np.testing.assert_array_equal(trained.store.adapter("withheld"), withheld)
+    trained.release(4, level=1.5)  # one that withdraws nothing
+    assert not np.array_equal(trained.store.adapter("withheld"), withheld)
+
+
 def test_the_update_is_what_was_learned(trained: Device) -> None:
     release = trained.release(1, level=0.25)
     current = trained.open_round(1, release)

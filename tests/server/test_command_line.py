@@ -6,8 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from protocol.charter import WithdrawalPolicy
+from protocol.release_coding import adapter_sha256
 from server.__main__ import main
+from server.guard import judge
 from server.store import JournalledUpdate, ReleaseRecord, RoundRecord, Store
+from server.withdrawals import replacement
 from tests.builders import PARAMETERS, PUBLISHER, private_key, tiny_package
 
 KEY = private_key(1).public.raw.hex()
@@ -161,6 +165,49 @@ def test_rounds_releases_and_refusals_are_listed(operator: Operator) -> None:
     for command in ("rounds", "releases", "refusals", "devices"):
         status, out, _ = operator(command)
         assert (status, "number" in out or "reason" in out or "id" in out) == (0, True)
+
+
+def test_withdrawn_releases_are_named_with_the_reason(operator: Operator) -> None:
+    operator("push", operator.package())
+    assert operator.table("withdrawals") == []
+    assert "withdrawn" not in operator("releases")[1]
+    store = Store(operator.folder / "data")
+    adapters = [np.full(PARAMETERS, level, np.float32) for level in (1, 2)]
+    for number, adapter in enumerate(adapters, 1):
+        store.open_round(RoundRecord(number, 1, number - 1, ("a",), 5.0, 100.0))
+        release = ReleaseRecord(
+            number,
+            1,
+            number,
+            b"p" * 32,
+            adapter_sha256(adapter),
+            adapter,
+            7.0,
+            updates=1,
+            weight=9,
+            metrics={},
+        )
+        store.close_round(number, release, 7.0)
+    reports = {
+        f"d{index}": {"release_gain": -0.5, "holdout_windows": 8, "compared_with": 1} for index in range(8)
+    }
+    evidence = judge(reports, 2, WithdrawalPolicy())
+    good, bad = store.release(1), store.release(2)
+    assert good is not None
+    assert bad is not None
+    assert store.withdraw(evidence, replacement(bad, good, 8.0))
+    assert not store.withdraw(evidence, replacement(bad, good, 9.0))  # it is not the newest any more
+    store.close()
+    found = operator.table("releases")
+    assert [(row["number"], row["withdraws"]) for row in found] == [(3, 2), (2, None), (1, None), (0, None)]
+    assert [row["withdrawn_by"] for row in found] == [None, 3, None, None]
+    assert [row["reason"] for row in found] == [None, evidence.reason, None, None]
+    assert found[0]["sha256"] == found[2]["sha256"] != found[1]["sha256"]
+    assert f"release 2 was withdrawn: {evidence.reason}\n" in operator("releases")[1]
+    [row] = operator.table("withdrawals")
+    assert (row["release"], row["replacement"], row["reason"]) == (2, 3, evidence.reason)
+    assert row["evidence"]["gains"] == dict.fromkeys(reports, -0.5)
+    assert "worse for 8 of 8" in " ".join(operator("withdrawals")[1].split())
 
 
 def test_a_missing_configuration_says_how_to_name_another(operator: Operator) -> None:

@@ -1,0 +1,85 @@
+"""Withdrawals in the database: the release that takes the place of another, and the evidence for it."""
+
+from dataclasses import asdict
+from typing import Any
+
+import sqlalchemy as sql
+
+from server import tables
+from server.database import Database
+from server.guard import Evidence
+from server.ledger_records import ReleaseRecord, RoundRecord, release_row
+
+OUTCOME = "its release was withdrawn"
+"""Of a round that started from a release that was withdrawn."""
+
+
+def replacement(withdrawn: ReleaseRecord, restored: ReleaseRecord, now: float) -> ReleaseRecord:
+    """The release that withdraws another one: all that the one before it was, under the next number."""
+    return ReleaseRecord(
+        withdrawn.number + 1,
+        withdrawn.package_version,
+        None,
+        withdrawn.sha256,
+        restored.sha256,
+        restored.adapter,
+        now,
+        updates=0,
+        weight=0,
+        metrics={},
+        default_choice=restored.default_choice,
+        residual=restored.residual,
+        moments=restored.moments,
+        withdraws=withdrawn.number,
+        domains=restored.domains,
+    )
+
+
+def of_withdrawn(record: RoundRecord | None) -> bool:
+    """Whether the release that a round started from was withdrawn."""
+    return record is not None and record.outcome == OUTCOME
+
+
+def withdraw(database: Database, evidence: Evidence, release: ReleaseRecord) -> bool:
+    """Keep a release that withdraws the newest one, with the evidence; False: another one is the newest.
+
+    A round that is open started from what is withdrawn: it ends without a release. Late updates that it
+    counted started from a release before, and go to the next round.
+
+    Args:
+        database: the server's.
+        evidence: on the release that is withdrawn.
+        release: what takes its place.
+    """
+    rounds, updates, releases = tables.rounds, tables.updates, tables.releases
+    with database.only_writer() as connection:  # so that no push comes in between
+        if connection.execute(sql.select(sql.func.max(releases.c.number))).scalar() != release.withdraws:
+            return False
+        number = connection.execute(sql.select(rounds.c.number).where(rounds.c.closed_at.is_(None))).scalar()
+        if number is not None:
+            connection.execute(
+                rounds.update()
+                .where(rounds.c.number == number)
+                .values(closed_at=release.created_at, outcome=OUTCOME)
+            )
+            connection.execute(
+                updates.update()
+                .where(updates.c.counted_in == number, updates.c.round != number)
+                .values(counted_in=number + 1)
+            )
+        connection.execute(releases.insert().values(release_row(release)))
+        connection.execute(
+            tables.withdrawals.insert().values(
+                release=release.withdraws,
+                replacement=release.number,
+                withdrawn_at=release.created_at,
+                reason=evidence.reason,
+                evidence=asdict(evidence),
+            )
+        )
+    return True
+
+
+def withdrawals(database: Database) -> list[dict[str, Any]]:
+    """All withdrawals, newest first."""
+    return database.all(sql.select(tables.withdrawals).order_by(tables.withdrawals.c.release.desc()))
