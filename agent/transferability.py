@@ -2,8 +2,8 @@
 
 With a few labels, and without any training: LEEP and the loss of the source's head. Without labels: how sure
 the source's head is of the windows, or the distance of features, which needs those of the source, too, or
-their mean and covariance. What each is worth is measured by benchmarks/relatedness.py: distances of features
-miss that two devices give like windows other labels, so they are for devices that have no label yet.
+their mean and covariance: these are for devices that have no label yet, as they cannot see that two devices
+give like windows other labels. What each is worth is measured by benchmarks/relatedness.py.
 """
 
 from dataclasses import dataclass

@@ -15,6 +15,10 @@ test windows:
 Figures: `rank_correlation`, Spearman over the sources of a device, mean over devices; `points_lost`, test
 accuracy of the best source minus that of the one that the estimator puts first. `random` knows nothing. Every
 estimator has its place: the first needs updates, the next two labels, the others neither.
+
+Beside it the groups that `graftwork-server relatedness` would suggest, once per seed, and the adjusted Rand
+index (Hubert & Arabie 1985) of these groups with the domains that the fleet's description names: 1 the same,
+0 luck.
 """
 
 import argparse
@@ -23,7 +27,8 @@ import itertools
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +48,9 @@ from agent.transferability import (
 )
 from benchmarks.laboratory import Adapters, Laboratory
 from benchmarks.rehearsal import FLEETS, data_directory, make_fleet
-from server.relatedness.directions import Directions
+from protocol import fleet as fleets
+from server.relatedness.directions import Directions, Relatedness
+from server.relatedness.groups import suggest
 
 if TYPE_CHECKING:
     from agent.engine import Floats
@@ -91,7 +98,9 @@ def main() -> None:
 def measure(directory: Path, fleet: str, labels: int, seeds: list[int]) -> dict[str, Any]:
     """Every estimator on a fleet with a budget of labels, over seeds."""
     found: dict[str, list[tuple[float, float]]] = {}
-    devices = 0
+    description = fleets.parse((directory / "fleet" / "fleet.toml").read_text("utf-8"))
+    domains = {device.id: device.domain for device in description.devices}
+    groups, agreement, devices = [], [], 0
     for seed in seeds:
         package = (directory / f"package-{seed}.zip").read_bytes()
         with (
@@ -99,15 +108,24 @@ def measure(directory: Path, fleet: str, labels: int, seeds: list[int]) -> dict[
             contextlib.closing(Laboratory(directory / "fleet", package, seed, EVERY_LABEL)) as unlabelled,
         ):
             devices = len(lab.devices)
+            related = relatedness(lab)
+            suggested = suggest(related)
+            groups.append(suggested.count)
+            agreement.append(adjusted_rand(suggested.labels, [domains[name] for name in related.devices]))
             learned = alone(lab)
             losses, accuracies = transfer(lab, learned)
-            for name, estimate in estimates(lab, learned, windows_of(unlabelled)).items():
+            place = [related.devices.index(name) for name in lab.devices]
+            update_cosine = related.cosine[np.ix_(place, place)]
+            others = estimates(lab, learned, windows_of(unlabelled))
+            for name, estimate in {"update_cosine": update_cosine, **others}.items():
                 scores = (rank_correlation(estimate, -losses), points_lost(estimate, accuracies))
                 found.setdefault(name, []).append(scores)
     return {
         "fleet": fleet,
         "labels": labels,
         "devices": devices,
+        "groups": groups,
+        "adjusted_rand": round(float(np.mean(agreement)), 3),
         "estimators": {
             name: {
                 "rank_correlation": round(float(np.mean([score[0] for score in scores])), 3),
@@ -155,7 +173,7 @@ def windows_of(lab: Laboratory) -> dict[str, Matrix]:
 
 
 def estimates(lab: Laboratory, adapters: Adapters, windows: dict[str, Matrix]) -> dict[str, Matrix]:
-    """What every estimator says of every two devices.
+    """What every other estimator says of every two devices.
 
     Args:
         lab: the fleet.
@@ -188,7 +206,6 @@ def estimates(lab: Laboratory, adapters: Adapters, windows: dict[str, Matrix]) -
         for adapter in learned
     ]
     return {
-        "update_cosine": update_cosine(lab),
         "head_loss": -by_head(head_loss),
         "leep": by_head(leep),
         "unsureness": -np.array(unsure),
@@ -199,7 +216,7 @@ def estimates(lab: Laboratory, adapters: Adapters, windows: dict[str, Matrix]) -
     }
 
 
-def update_cosine(lab: Laboratory) -> Matrix:
+def relatedness(lab: Laboratory) -> Relatedness:
     """What the server sees in rounds of FedAvg."""
     directions, release = Directions(lab.manifest.parameters), lab.initial
     names = list(lab.devices)
@@ -208,9 +225,19 @@ def update_cosine(lab: Laboratory) -> Matrix:
         updates = [(trained[name] - release).astype(np.float64) for name in names]
         directions.add_round(number, names, updates, lab.weights.tolist())
         release = lab.mean(trained)
-    found = directions.relatedness()
-    place = [found.devices.index(name) for name in names]
-    return found.cosine[np.ix_(place, place)]
+    return directions.relatedness()
+
+
+def adjusted_rand(one: Sequence[Hashable], other: Sequence[Hashable]) -> float:
+    """Agreement of two ways to group the same things, 1 at best, 0 on the mean by luck."""
+
+    def pairs(counts: Iterable[int]) -> float:
+        return float(sum(count * (count - 1) / 2 for count in counts))
+
+    both = pairs(Counter(zip(one, other, strict=True)).values())
+    first, second, every = pairs(Counter(one).values()), pairs(Counter(other).values()), pairs([len(one)])
+    luck, most = first * second / every, (first + second) / 2
+    return (both - luck) / (most - luck) if most != luck else 1.0
 
 
 def rank_correlation(estimate: Matrix, truth: Matrix) -> float:
@@ -248,7 +275,8 @@ def as_text(row: dict[str, Any]) -> str:
         f"points lost {figures['points_lost']:5.1f}"
         for name, figures in row["estimators"].items()
     ]
-    return "\n".join(lines)
+    groups = ", ".join(map(str, row["groups"]))
+    return "\n".join([*lines, f"  groups {groups}; agreement with the domains {row['adjusted_rand']:.2f}"])
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ Rounds of FedAvg by the devices' own training. After each one every device compa
 before on its held-out windows, as an agent does, and the server's guard judges the reports under the default
 charter. Beside each clean release stand poisoned ones of the same round, which are judged and then dropped:
 
-    reversed      the release before minus what the round learned
-    reversed x3   the same, three times as long
-    noise         the release before plus noise of the round's length times three
+    reversed             the release before minus what the round learned
+    reversed, at bound   the same, as long as the charter lets an update be: what one device that claims the
+                         largest weight makes of a release under the rule "mean"
+    noise, at bound      the release before plus noise of that length
 
 Figures: clean releases that were withdrawn (`withdrawn`, of `releases`), poisoned ones that were caught, and
 of those that cost five points or more of mean test accuracy (`harmful`) how many were missed.
@@ -107,10 +108,12 @@ def run(lab: Laboratory, tally: Tally) -> None:
     for number in range(ROUNDS):
         clean = lab.mean(lab.personal(before, number))
         learned = clean - before
-        noise = random.normal(size=len(learned))
-        noise *= 3 * np.linalg.norm(learned) / np.linalg.norm(noise)
-        releases = {"clean": clean, "reversed": before - learned, "reversed x3": before - 3 * learned}
-        releases["noise"] = (before + noise).astype(np.float32)
+        poisons = {
+            "reversed": -learned,
+            "reversed, at bound": -at_bound(lab, learned),
+            "noise, at bound": at_bound(lab, random.normal(size=len(learned)).astype(np.float32)),
+        }
+        releases = {"clean": clean, **{name: before + poison for name, poison in poisons.items()}}
         accuracy = float(lab.accuracy(before).mean())
         for name, release in releases.items():
             count = tally.kinds.setdefault(name, Count())
@@ -121,6 +124,11 @@ def run(lab: Laboratory, tally: Tally) -> None:
             count.harmful += harmful
             count.missed += harmful and not withdrawn
         before = clean
+
+
+def at_bound(lab: Laboratory, vector: "Floats") -> "Floats":
+    """A vector as long as an update may be."""
+    return np.asarray(vector * (lab.policy.clipping_bound / np.linalg.norm(vector)), np.float32)
 
 
 def withdrawal(lab: Laboratory, before: "Floats", release: "Floats") -> bool:
@@ -140,7 +148,7 @@ def as_text(row: dict[str, Any]) -> str:
     """A line per kind of release."""
     lines = [f"{row['fleet']}, {row['devices']} devices, {row['labels']} labels per class"]
     lines += [
-        f"  {name:12} {count['withdrawn']:3} of {count['releases']} withdrawn; harmful {count['harmful']:3}, "
+        f"  {name:20} {count['withdrawn']:3} of {count['releases']} withdrawn; harmful {count['harmful']:3}, "
         f"missed {count['missed']:3}"
         for name, count in row["kinds"].items()
     ]
