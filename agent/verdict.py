@@ -14,6 +14,10 @@ from agent.engine import Engine, Floats
 from agent.ensemble import MEMBERS, Ensemble
 from agent.objective import comparable_losses
 
+WORSE = 0.01
+"""Share of the held-out windows. Who has more of them wrong than training alone has does without the fleet:
+a default needs no proof, but it must not be seen to hurt."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -52,14 +56,17 @@ def judge(
     features = (holdout if len(holdout) else training).features
     held_out, full = MEMBERS["ensemble"], ensemble.names_in_use("ensemble")
     scales = ensemble.spreads(engine, {*held_out, *full}, adapters, features)
-    losses = {
-        choice: comparable_losses(
-            ensemble.together(names, adapters, scales).logits(engine, holdout.features), holdout.labels
-        )
+    logits = {
+        choice: ensemble.together(names, adapters, scales).logits(engine, holdout.features)
         for choice, names in MEMBERS.items()
     }
+    losses = {choice: comparable_losses(found, holdout.labels) for choice, found in logits.items()}
+    right = {choice: int((found.argmax(1) == holdout.labels).sum()) for choice, found in logits.items()}
+    decision = gate.decide(losses, default)
+    if right[decision.choice] < right["local"] - WORSE * len(holdout):
+        decision = gate.Decision("local", 0.0)
     return Verdict(
-        gate.decide(losses, default),
+        decision,
         gate.mean(gate.gains(losses["local"], losses["personal"])),
         gate.mean(gate.gains(losses["local"], losses["ensemble"])),
         {name: scales[name] for name in full},

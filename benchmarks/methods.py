@@ -19,7 +19,7 @@ from agent.verdict import judge
 from benchmarks.laboratory import Adapters, Bench, Laboratory, Tried, pool
 from protocol.domains import adapter_of, restacked
 from server import domains as splitting
-from server.evaluation import ALONE, fleet_default
+from server.evaluation import FIRST, fleet_default
 from server.relatedness.directions import Directions
 from server.relatedness.groups import suggest
 
@@ -150,7 +150,7 @@ def pooled(lab: Laboratory) -> Floats:
 
 def ours(lab: Laboratory) -> Mapping[str, Ensemble]:
     """What agents and server of this project do: domains, an ensemble, the fleet's default, the gate."""
-    stack, default = lab.initial, ALONE
+    stack, default = lab.initial, FIRST
     directions = Directions(lab.engine.parameters)
     chosen: dict[str, int] = {}
     alone = {"local": dict.fromkeys(lab.devices, lab.initial)}

@@ -14,17 +14,18 @@ LUCK = 0.2
 """Largest chance that the sign of the mean gain is only luck at which the default changes. A device's own
 gate asks for far more (SIGNIFICANCE): little is at stake here, but a fleet that goes back and forth around
 zero gains nothing, and a single device that boasts must not move it."""
+FIRST = TOGETHER
+"""What a package's initial release has: nobody has reported yet."""
 
 
 def fleet_default(reports: Iterable[Mapping[str, Any]], held: str) -> str:
     """What a device should use unless its own held-out windows show otherwise.
 
-    The ensemble where it lowers the held-out loss on the mean over devices, else training alone. The sign
-    of the mean is enough, because the ensemble is a hedge: training alone is one of its three members, so
-    that it is rarely much worse, and what counts is the mean over devices. Proof that it is better would come
-    late, in a small fleet never, and all would miss the gain meanwhile. The default that holds stays until
-    the sign is against it by more than luck; the first one is "local". Devices that hold out nothing have no
-    say.
+    The ensemble, until the devices' mean held-out loss shows that training alone is better. The burden of
+    proof is on that side, because the ensemble is a hedge: training alone is one of its three members, so
+    that it is rarely much worse. Proof that it is better would come late, in a small fleet never, and all
+    would miss the gain meanwhile. The default that holds stays until the sign of the mean is against it by
+    more than luck. Devices that hold out nothing have no say; each device's own gate has the last word.
 
     Args:
         reports: fields of Report, one mapping per device.

@@ -15,6 +15,7 @@ from protocol.release_coding import adapter_sha256
 from protocol.signing import PublicKey
 from server import tables, withdrawals
 from server.database import Database, next_number
+from server.evaluation import FIRST
 from server.guard import Evidence
 from server.ledger_records import (
     JournalledUpdate,
@@ -79,6 +80,7 @@ class Ledger:
                 updates=0,
                 weight=0,
                 metrics={},
+                default_choice=FIRST,
             )
             connection.execute(tables.releases.insert().values(release_row(release)))
         return version
