@@ -1,7 +1,8 @@
 """What every training engine offers, and what all of them share: fixed batches and checked shapes.
 
 The graphs have a fixed batch; a short one is padded. Weights of 0 make padding rows count nothing, so a
-short batch has exactly the loss and gradient of its own rows.
+short batch has exactly the loss and gradient of its own rows. They see the adapter up to the last segment of
+theirs: the loss does not depend on what comes behind, the head of anomaly detection, so its gradient is zero.
 """
 
 from abc import ABC, abstractmethod
@@ -48,6 +49,7 @@ class PackageEngine(ABC):
         self.batch = manifest.batch
         self.feature_size = manifest.feature_size
         self.parameters = manifest.parameters
+        self._graph_parameters = manifest.graph_parameters
         self.classes = len(manifest.schema.classes)
         self._input_shape = manifest.input_shape
 
@@ -82,12 +84,13 @@ class PackageEngine(ABC):
         loss, gradient = self._checked(
             "training step",
             self._run_step,
-            _floats(adapter),
+            self._of_graphs(adapter),
             pad(_floats(features), self.batch),
             pad(np.ascontiguousarray(labels, np.int64), self.batch),
             pad(_floats(weights), self.batch),
         )
-        return float(loss), gradient
+        behind = self.parameters - self._graph_parameters
+        return float(loss), np.pad(gradient, (0, behind)) if behind else gradient
 
     def predict(self, adapter: Floats, features: Floats) -> Floats:
         """Logits float32 [n, classes] of any number of rows.
@@ -96,7 +99,7 @@ class PackageEngine(ABC):
             EngineError: shapes that do not belong together, or the runtime refuses the graph.
         """
         self._check(adapter, features)
-        adapter = _floats(adapter)
+        adapter = self._of_graphs(adapter)
         out = np.empty((len(features), self.classes), np.float32)
         for index, (rows, count) in enumerate(batched(_floats(features), self.batch)):
             logits = self._checked("prediction", self._run_predict, adapter, rows)
@@ -126,6 +129,9 @@ class PackageEngine(ABC):
             raise EngineError(f"expected an adapter [{self.parameters}], got {list(adapter.shape)}")
         if features.ndim != 2 or features.shape[1] != self.feature_size:
             raise EngineError(f"expected features [n, {self.feature_size}], got {list(features.shape)}")
+
+    def _of_graphs(self, adapter: Floats) -> Floats:
+        return _floats(adapter[: self._graph_parameters])
 
     def _checked(self, what: str, run: Any, *inputs: NDArray[np.generic]) -> Any:
         try:

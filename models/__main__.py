@@ -154,6 +154,13 @@ def _add_output(command: argparse.ArgumentParser, *, required: bool = True) -> N
         "--quantise-prefix", action="store_true", help="int8 prefix; its cost is measured and kept"
     )
     command.add_argument(
+        "--anomaly-rank",
+        type=int,
+        default=0,
+        metavar="N",
+        help="add a head for anomaly detection with N directions, 8 is a good choice (default: 0, none)",
+    )
+    command.add_argument(
         "--engine",
         action="append",
         default=[],
@@ -250,6 +257,7 @@ def _write(
     front: bytes | None = None,
     source: "SourceWindows | None" = None,
 ) -> None:
+    from models.anomaly_head import add_anomaly_head  # noqa: PLC0415
     from models.export import export  # noqa: PLC0415
 
     key = PrivateKey.generate() if options.key is None else keys.read(options.key)
@@ -268,6 +276,8 @@ def _write(
         metrics=metrics,
         description=options.description,
     )
+    if options.anomaly_rank:
+        data = add_anomaly_head(data, options.anomaly_rank, key)
     # Whole or not at all: whoever watches for the file must not read half of it.
     unfinished = options.output.with_name(f".{options.output.name}.part")
     try:

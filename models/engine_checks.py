@@ -116,8 +116,8 @@ def _random_batch(package: ModelPackage) -> tuple[Arrays, dict[str, NDArray[np.f
     shape = (manifest.batch, *manifest.input_shape)
     prefix, step, predict = (graphs.load(package.members[name]) for name in (PREFIX, STEP, PREDICT))
     (features,) = graphs.run(prefix, window=random.normal(size=shape).astype(np.float32))
-    noise = random.normal(0, 0.05, manifest.parameters).astype(np.float32)
-    rows: Arrays = {"adapter": package.adapter + noise, "features": features}
+    noise = random.normal(0, 0.05, manifest.graph_parameters).astype(np.float32)
+    rows: Arrays = {"adapter": package.adapter[: manifest.graph_parameters] + noise, "features": features}
     (logits,) = graphs.run(predict, **rows)
     inputs: Arrays = {
         **rows,

@@ -51,6 +51,7 @@ def describe(data: bytes, publisher: PublicKey | None) -> dict[str, Any]:
         "window": {**vars(manifest.window)},
         "parameters": manifest.parameters,
         "segments": {segment.name: segment.size for segment in manifest.segments},
+        "tasks": manifest.tasks,
         "batch": manifest.batch,
         "feature_size": manifest.feature_size,
         "backbone_sha256": manifest.backbone_sha256.hex(),
@@ -95,7 +96,7 @@ Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
 def _expected(manifest: Manifest) -> list[tuple[str, Shapes, Shapes]]:
     """Inputs and outputs of every graph, with types and shapes, as protocol/package.py defines them."""
-    batch, width = manifest.batch, manifest.parameters
+    batch, width = manifest.batch, manifest.graph_parameters
     classes = len(manifest.schema.classes)
     adapter: Shapes = {"adapter": ("float32", (width,))}
     features: Shapes = {"features": ("float32", (batch, manifest.feature_size))}

@@ -23,6 +23,8 @@ weight 0):
 
 `input_shape` is [channels, length], of pictures [channels, height, width].
 `loss` is the cross-entropy, summed with `weights` and divided by their sum; `gradient` is that of the loss.
+Where the manifest's `tasks` name "anomaly", the adapter has one more segment behind those of the graphs, and
+`parameters` above are those of the graphs alone (`Manifest.graph_parameters`).
 The manifest names the SHA-256 of every other member. This module works on bytes in memory.
 """
 
@@ -64,6 +66,9 @@ ENGINES: Mapping[str, tuple[str, ...]] = {
     LITERT: (PREFIX_TFLITE, STEP_TFLITE, PREDICT_TFLITE),
 }
 """Training engines, and the members that each of them needs."""
+CLASSIFICATION, ANOMALY = "classification", "anomaly"
+TASKS = (CLASSIFICATION, ANOMALY)
+"""What an adapter can be trained for; the last segment, "anomaly", is the head of anomaly detection."""
 MAX_PACKAGE_BYTES = 512 * 1024 * 1024
 MAX_MANIFEST_BYTES = 1024 * 1024
 MAX_DIRECTORY_BYTES = 64 * 1024
@@ -132,6 +137,8 @@ class Manifest:
     engines: tuple[str, ...] = (ONNXRUNTIME,)
     """Training engines that the package has members for. Names that this version does not know are kept: a
     newer exporter may write for more."""
+    tasks: tuple[str, ...] = (CLASSIFICATION,)
+    """What the adapter has segments for, in the order of `TASKS`."""
 
     def __post_init__(self) -> None:
         expected = format_version(self.schema)
@@ -150,11 +157,17 @@ class Manifest:
         if self.files[PREFIX] != self.backbone_sha256:
             raise ValueError("backbone_sha256: expected the hash of prefix.onnx")
         self._check_engines()
+        self._check_tasks()
 
     @property
     def parameters(self) -> int:
         """Length of the flat adapter vector."""
         return sum(segment.size for segment in self.segments)
+
+    @property
+    def graph_parameters(self) -> int:
+        """Length of the part of the adapter that the graphs take: its beginning."""
+        return self.parameters - (self.segments[-1].size if ANOMALY in self.tasks else 0)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -168,6 +181,27 @@ class Manifest:
             slices[segment.name] = slice(start, start + segment.size)
             start += segment.size
         return slices
+
+    def task_slices(self) -> dict[str, slice]:
+        """Where the parameters of each task stand in the flat adapter vector; together they cover it."""
+        parts = {CLASSIFICATION: slice(0, self.graph_parameters)}
+        if ANOMALY in self.tasks:
+            parts[ANOMALY] = slice(self.graph_parameters, self.parameters)
+        return parts
+
+    def _check_tasks(self) -> None:
+        if self.tasks == (CLASSIFICATION,):
+            return
+        if self.tasks != TASKS:
+            raise ValueError(f"tasks: expected {CLASSIFICATION}, with or without {ANOMALY}, got {self.tasks}")
+        head = self.segments[-1]
+        if len(self.segments) < 2 or head.name != ANOMALY or head.size % self.feature_size:
+            raise ValueError(
+                f"segments: expected {ANOMALY!r} behind those of the graphs, a multiple of "
+                f"{self.feature_size} long, got {shown(head.name)} with {head.size}"
+            )
+        if self.schema.of_images:
+            raise ValueError(f"tasks: {ANOMALY} is for time series, and these are pictures")
 
     def _check_engines(self) -> None:
         if ONNXRUNTIME not in self.engines or len(set(self.engines)) != len(self.engines):
@@ -351,6 +385,8 @@ def _check_hash(name: str, expected: bytes, found: bytes) -> None:
 
 __all__ = [
     "ADAPTER",
+    "ANOMALY",
+    "CLASSIFICATION",
     "ENGINES",
     "LITERT",
     "MEMBERS",

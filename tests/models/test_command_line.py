@@ -150,6 +150,7 @@ def test_verify_refuses_operators_of_one_runtime_only(package: tuple[Path, str, 
 def test_a_users_module_becomes_a_package(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--module", "my_model:build", "--schema", "schema.toml", "--layer", "0", "--layer", "5"]
     arguments += ["--head", "7", "--rank", "3", "--batch", "4", "--adapter", "lora", "--output", "mine.graft"]
+    arguments += ["--anomaly-rank", "2"]
     assert main(["export", *arguments]) == 0
     shown = capsys.readouterr().out
     assert "one-time key" in shown
@@ -157,7 +158,7 @@ def test_a_users_module_becomes_a_package(workplace: Path, capsys: pytest.Captur
     opened = verify((workplace / "mine.graft").read_bytes(), PublicKey.from_hex(publisher))
     assert opened.manifest.name == "mine"
     assert opened.manifest.batch == 4
-    assert list(opened.manifest.slices()) == ["0.lora", "5.lora", "7"]
+    assert list(opened.manifest.slices()) == ["0.lora", "5.lora", "7", "anomaly"]
     assert not list(workplace.glob(".*.part"))
 
 

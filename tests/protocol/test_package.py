@@ -20,6 +20,8 @@ from protocol.errors import ArtifactError, ProtocolError, SignatureError
 from protocol.input_schema import DEVICE
 from protocol.package import (
     ADAPTER,
+    ANOMALY,
+    CLASSIFICATION,
     CONTEXT,
     EXTRACT_MEMORY,
     MANIFEST,
@@ -27,6 +29,7 @@ from protocol.package import (
     MEMBERS,
     PREFIX,
     STEP,
+    TASKS,
     Manifest,
     Segment,
     extract,
@@ -37,9 +40,11 @@ from protocol.package import (
 )
 from protocol.signing import sign
 from tests.builders import (
+    FEATURES,
     PARAMETERS,
     PUBLISHER,
     SCHEMA,
+    SEGMENTS,
     private_key,
     repacked,
     tiny_manifest,
@@ -303,6 +308,45 @@ def test_an_adapter_comes_back_from_safetensors(values: list[float]) -> None:
     ],
 )
 def test_a_manifest_out_of_range_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        replace(tiny_manifest(tiny_members()), **change)
+
+
+HEAD = Segment(ANOMALY, FEATURES)
+
+
+def test_a_package_of_two_tasks_says_what_the_graphs_see() -> None:
+    manifest = replace(tiny_manifest(tiny_members()), tasks=TASKS, segments=(*SEGMENTS, HEAD))
+    assert (manifest.parameters, manifest.graph_parameters) == (PARAMETERS + FEATURES, PARAMETERS)
+    parts = {CLASSIFICATION: slice(0, PARAMETERS), ANOMALY: slice(PARAMETERS, PARAMETERS + FEATURES)}
+    assert manifest.task_slices() == parts
+    payload = cbor.decode(cbor.encode(records.to_numbered(manifest)), limit=1 << 16)
+    assert records.from_numbered(Manifest, payload) == manifest
+
+
+def test_a_package_from_before_there_were_tasks_is_for_classification() -> None:
+    # A layer of the user's may have been called like that.
+    numbered = records.to_numbered(replace(tiny_manifest(tiny_members()), segments=(*SEGMENTS, HEAD)))
+    del numbered[15]
+    manifest = records.from_numbered(Manifest, numbered)
+    assert manifest.graph_parameters == manifest.parameters == PARAMETERS + FEATURES
+    assert list(manifest.task_slices()) == [CLASSIFICATION]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tasks": TASKS},  # no head
+        {"tasks": (), "segments": (*SEGMENTS, HEAD)},
+        {"tasks": (ANOMALY,), "segments": (*SEGMENTS, HEAD)},
+        {"tasks": (ANOMALY, CLASSIFICATION), "segments": (*SEGMENTS, HEAD)},
+        {"tasks": (CLASSIFICATION, "forecast"), "segments": (*SEGMENTS, HEAD)},
+        {"tasks": TASKS, "segments": (HEAD,)},
+        {"tasks": TASKS, "segments": (HEAD, *SEGMENTS)},
+        {"tasks": TASKS, "segments": (*SEGMENTS, Segment(ANOMALY, FEATURES + 1))},
+    ],
+)
+def test_tasks_without_their_segments_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
         replace(tiny_manifest(tiny_members()), **change)
 
