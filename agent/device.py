@@ -405,7 +405,7 @@ class DeviceAgent:
         learner = self._require_learner()
         if not learner.changed():
             return
-        labelled = len(learner.material().training)
+        labelled = learner.material().windows
         if labelled != self._reporter.labelled:
             self._reporter.labelled = labelled
             self._publish_state()

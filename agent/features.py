@@ -137,6 +137,27 @@ class FeatureCache:
             seed=int.from_bytes(self._manifest.backbone_sha256[:8], "little"),
         )
 
+    def first_windows(
+        self, source: Source, engine: Engine, count: int, maximum_windows: int
+    ) -> tuple[Floats, ...]:
+        """The first windows of each recording, labelled or not, float32 [n, feature_size], n up to `count`.
+
+        Args:
+            source: of recordings.
+            engine: computes features.
+            count: windows of each recording.
+            maximum_windows: most windows together; the newest recordings stay.
+        """
+        if self._blocks is not None:
+            return ()
+        entries = self._bounded(list(self._entries(source, engine)))
+        found = []
+        for path, rows in entries[-max(1, maximum_windows // count) :]:
+            table = np.load(_table_path(path))
+            visible = table["start"] + self._manifest.window.length <= rows
+            found.append(np.array(np.load(path, mmap_mode="r")[np.flatnonzero(visible)[:count]], np.float32))
+        return tuple(found)
+
     def _entries(self, source: Source, engine: Engine) -> Iterator[tuple[Path, int]]:
         wanted = set()
         for listing in source.list(self._manifest.schema):

@@ -9,12 +9,13 @@ are not handled here.
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
-from agent import domains, gate
+from agent import anomaly, domains, gate
+from agent.anomaly import NO_REFERENCES, References
 from agent.dataset import Labelled, split
 from agent.engine import Engine, Floats
 from agent.ensemble import FULL, TRAINED
@@ -26,7 +27,7 @@ from agent.training import Training
 from agent.verdict import Verdict, judge
 from protocol import cbor, records
 from protocol.charter import TrainingPolicy
-from protocol.package import Manifest
+from protocol.package import ANOMALY, CLASSIFICATION, Manifest
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,14 @@ class Material:
     holdout: Labelled
     unlabelled_windows: int
     fingerprint: str
-    """Of the labelled windows."""
+    """Of all windows that are learned from."""
+    references: References = NO_REFERENCES
+    """What anomaly detection learns from."""
+
+    @property
+    def windows(self) -> int:
+        """What an update counts for: labelled windows; without any, those of anomaly detection."""
+        return len(self.training) or len(self.references)
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Trained:
     adapter: Floats
     """float32 [parameters]."""
     windows: int
-    """Labelled windows that were trained on."""
+    """Windows that were trained on."""
     loss_before: float
     loss_after: float
 
@@ -107,16 +115,18 @@ class Learner:
     def material(self) -> Material:
         """What there is to learn from now; features of new recordings are computed."""
         inventory = self._cache.collect(self._source, self._engine, self._maximum())
-        training, holdout = split(
-            inventory.labelled, self.policy.holdout_fraction, self.manifest.window.length
-        )
-        return Material(
-            inventory.labelled,
+        labelled = inventory.labelled
+        if not self._trains(CLASSIFICATION):
+            labelled = labelled.take(np.zeros(0, np.int64))
+        training, holdout = split(labelled, self.policy.holdout_fraction, self.manifest.window.length)
+        material = Material(
+            labelled,
             training,
             holdout,
             inventory.unlabelled_windows,
             inventory.fingerprint,
         )
+        return self._with_references(material) if self._trains(ANOMALY) else material
 
     def problems(self) -> tuple[str, ...]:
         """Recordings that cannot be read, with the reason; at most ten, shortened."""
@@ -136,6 +146,7 @@ class Learner:
                 [parameters]. Where nothing is held out, one in full is left out if it would be the same.
             material: windows to train on.
         """
+        starts = {name: self._with_density(start, material) for name, start in starts.items()}
         if not len(material.holdout):
             starts = {name: start for name, start in starts.items() if not _repeats(name, starts)}
         # All that the result depends on: a checkpoint of anything else must not be gone on with.
@@ -176,6 +187,10 @@ class Learner:
         """
         full = {name + FULL: learned.get(name + FULL, learned[name]) for name in TRAINED}
         adapters = {**learned, **full, "global": release}
+        if self._trains(ANOMALY):
+            adapters[ANOMALY] = self._chosen_head(
+                {**learned, "global": release, "backbone": initial}, material
+            )
         verdict = judge(
             self._engine, {**adapters, "initial": initial}, material.training, material.holdout, default
         )
@@ -185,7 +200,7 @@ class Learner:
         """Measure what training from a release did, on the windows that it saw."""
         return Trained(
             adapter,
-            len(material.training),
+            material.windows,
             mean_loss(self._engine, release, material.training),
             mean_loss(self._engine, adapter, material.training),
         )
@@ -199,6 +214,35 @@ class Learner:
         )
         return gate.mean(gate.gains(old, new))
 
+    # Anomaly detection: its head is trained before the classifier, which leaves it as it is.
+
+    def _trains(self, task: str) -> bool:
+        return task in self.manifest.tasks and task in self.policy.tasks
+
+    def _with_references(self, material: Material) -> Material:
+        # A quarter of the room, as deviations are float64 and stand beside the labelled windows.
+        first = self._cache.first_windows(
+            self._source, self._engine, self.policy.reference_windows, self._maximum() // 4
+        )
+        return replace(
+            material,
+            fingerprint=anomaly.fingerprint(material.fingerprint, first),
+            references=References.of(first, self.policy.holdout_fraction),
+        )
+
+    def _with_density(self, start: Floats, material: Material) -> Floats:
+        if not self._trains(ANOMALY):
+            return start
+        part = self.manifest.task_slices()[ANOMALY]
+        return anomaly.with_head(start, part, material.references.advance(start[part]))
+
+    def _chosen_head(self, candidates: Mapping[str, Floats], material: Material) -> Floats:
+        """The head that the held-out normal windows choose, of adapters by name, float32 [head]."""
+        part = self.manifest.task_slices()[ANOMALY]
+        heads = {name: candidate[part] for name, candidate in candidates.items()}
+        heads["mixed"] = (heads["global"] + heads["personal"]) / np.float32(2)
+        return heads[material.references.choose(heads, anomaly.DEFAULT)]
+
     def _training(
         self,
         name: str,
@@ -210,11 +254,14 @@ class Learner:
         random: Callable[[], np.random.Generator],
     ) -> Training:
         full = name.endswith(FULL)
+        policy = self.policy
+        if ANOMALY in self.manifest.tasks:  # weight decay must not move its head either
+            policy = replace(policy, learning_rate_factors={**policy.learning_rate_factors, ANOMALY: 0.0})
         return Training(
             self._engine,
             start,
             material.labelled if full else material.training,
-            self.policy,
+            policy,
             random(),
             replay=replay,
             # No window is left to say when to stop: the training with windows held out has found it.

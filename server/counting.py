@@ -1,7 +1,6 @@
 """The open round: what is counted so far, domain by domain, and the release that is made of it."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +9,13 @@ from numpy.typing import NDArray
 from protocol.domains import restacked, stacked
 from protocol.package import Manifest
 from protocol.release_coding import adapter_sha256, add_difference, decode_difference, encode_difference
-from server import optimizers, rules
+from server import optimizers
 from server.aggregation import MAX_TOTAL_WEIGHT
 from server.evaluation import fleet_default
 from server.intake import Accepted, Lateness, RoundTerms
 from server.ledger_records import ReleaseRecord
 from server.rules.policy import AggregationPolicy
+from server.tasks import Tasks
 
 
 class Counting:
@@ -50,10 +50,8 @@ class Counting:
         self._aggregation = aggregation
         self._placement = placement or {}
         # Each domain is aggregated by itself: a rule sees the updates of its own domain alone.
-        share = replace(aggregation, memory_mib=max(1, aggregation.memory_mib // domains))
-        self._rules = [rules.make(share, manifest.parameters) for _ in range(domains)]
-        self._counts = [0] * domains
-        self._updates, self._weight = 0, 0
+        self._domains = [Tasks(manifest, aggregation, domains) for _ in range(domains)]
+        self._updates, self._weight, self._labelled = 0, 0, 0
         self._loss_before = 0.0
         self._loss_after = 0.0
 
@@ -63,13 +61,13 @@ class Counting:
 
     def add(self, device: str, accepted: Accepted) -> None:
         """Count an update."""
-        domain = self._domain_of(device, accepted)
-        self._rules[domain].add(accepted.vector, accepted.weight)
-        self._counts[domain] += 1
+        domain = self._domains[self._domain_of(device, accepted)]
+        if domain.add(accepted.vector, accepted.weight):
+            self._labelled += accepted.weight
+            self._loss_before += accepted.weight * accepted.loss_before
+            self._loss_after += accepted.weight * accepted.loss_after
         self._updates += 1
         self._weight += accepted.weight
-        self._loss_before += accepted.weight * accepted.loss_before
-        self._loss_after += accepted.weight * accepted.loss_after
 
     def release(
         self,
@@ -91,7 +89,7 @@ class Counting:
             now: Unix seconds.
             coded: False: add the whole mean, as servers with schema version 1 did; for their replay.
         """
-        domains, parameters = len(self._rules), self._manifest.parameters
+        domains, parameters = len(self._domains), self._manifest.parameters
         target, moments = self._moved(base)
         difference, decoded = None, target
         if coded:
@@ -99,7 +97,7 @@ class Counting:
             difference = encode_difference(target, segments, self._release_step_ratio)
             decoded = decode_difference(difference, segments, target.size)
         adapter = add_difference(restacked(base.adapter, parameters, domains), decoded)
-        weight = max(1, self._weight)
+        weight = max(1, self._labelled)
         return ReleaseRecord(
             base.number + 1,
             base.package_version,
@@ -121,23 +119,23 @@ class Counting:
 
     def _domain_of(self, device: str, accepted: Accepted) -> int:
         """Where an update belongs, also one that started before the federation was split."""
-        if accepted.domains == len(self._rules):
+        if accepted.domains == len(self._domains):
             return accepted.domain
-        return self._placement.get(device, 0) if accepted.domains < len(self._rules) else 0
+        return self._placement.get(device, 0) if accepted.domains < len(self._domains) else 0
 
     def _moved(self, base: ReleaseRecord) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
         """What the release moves by, all domains stacked, and the optimiser's moments."""
         parameters = self._manifest.parameters
         residual = np.broadcast_to(base.residual, (base.domains * parameters,))
         moved, kept = [], []
-        for domain, rule in enumerate(self._rules):
-            part = slice(domain * parameters, (domain + 1) * parameters) if base.domains > 1 else slice(None)
+        for number, domain in enumerate(self._domains):
+            part = slice(number * parameters, (number + 1) * parameters) if base.domains > 1 else slice(None)
             moments = optimizers.moments(
                 self._aggregation, parameters, None if base.moments is None else base.moments[:, part]
             )
             step = np.zeros(parameters, np.int64)
-            if self._counts[domain]:  # else nobody sent anything: a domain does not move by itself
-                step, moments = optimizers.step(self._aggregation, rule.mean(), moments)
+            if domain.updates:  # else nobody sent anything: a domain does not move by itself
+                step, moments = optimizers.step(self._aggregation, domain.mean(), moments)
             moved.append(step + residual[part])
             if moments is not None:
                 kept.append(moments)

@@ -81,6 +81,23 @@ def test_a_recording_that_changed_is_computed_anew(device: Device) -> None:
     assert len(list(device.cache.rglob("*.npy"))) == 2
 
 
+def test_the_first_windows_of_each_recording_need_no_label(device: Device) -> None:
+    device.record("a.csv", [("", -1.0), ("low", 0.0), ("high", 2.0)])
+    device.record("b.csv", [("high", 1.0)])
+    device.record("c.csv", [("", 3.0), ("", 4.0), ("", 5.0)])
+    cache = FeatureCache(device.cache, MANIFEST, limit_bytes=1 << 20)
+    found = cache.first_windows(device.source, device.engine, 2, 1000)
+    levels = [pytest.approx(windows[:, 0].tolist(), abs=1e-5) for windows in found]
+    assert levels == [[-0.985, 0.015], [1.015], [3.015, 4.015]]
+    device.engine.windows_seen = 0
+    newest = cache.first_windows(device.source, device.engine, 2, 2)
+    assert [windows.tolist() for windows in newest] == [found[2].tolist()]
+    assert device.engine.windows_seen == 0
+    [path, *_] = sorted(device.spool.iterdir())
+    path.unlink()
+    assert len(cache.first_windows(device.source, device.engine, 2, 1000)) == 2
+
+
 def test_another_backbone_throws_the_cache_away(device: Device) -> None:
     device.record("a.csv", two_levels(2))
     device.collect()

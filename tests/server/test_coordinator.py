@@ -364,7 +364,7 @@ def test_what_is_left_over_comes_with_the_next_release(federation: Federation) -
             if index == 2:
                 federation.deliver(A, update_of(A, current, 0.1 * (number + 1)))  # a duplicate
             federation.deliver(name, update_of(name, current, 0.1 * (number + 1)))
-        total += counting._rules[0].mean()
+        total += counting._domains[0].mean()
     newest = federation.store.newest_release()
     assert newest is not None
     sent = total - newest.residual
