@@ -74,12 +74,16 @@ class FleetDescription:
     """Where the data come from and under which licence."""
     simulated: bool = False
     """True where no sensor was involved; every report then says so."""
+    anomalies: tuple[str, ...] = ()
+    """Classes that are anomalies: what anomaly detection, which knows no label, is measured by."""
 
     def __post_init__(self) -> None:
         if not self.devices:
             raise ValueError("devices: expected at least one")
         if self.schema.of_images and self.split.by != "time":
             raise ValueError(f"split: by: expected 'time' for pictures, got {self.split.by!r}")
+        if set(self.anomalies) - set(self.schema.classes) or set(self.anomalies) == set(self.schema.classes):
+            raise ValueError(f"anomalies: expected some of the classes, not all, got {self.anomalies}")
         seen: set[str] = set()
         for index, device in enumerate(self.devices):
             if device.id in seen:
@@ -148,6 +152,7 @@ def dump(fleet: FleetDescription) -> str:
     lines = [f"name = {_text(fleet.name)}"] if fleet.name else []
     lines += [f"description = {_text(fleet.description)}"] if fleet.description else []
     lines += ["simulated = true"] if fleet.simulated else []
+    lines += [f"anomalies = [{', '.join(map(_text, fleet.anomalies))}]"] if fleet.anomalies else []
     lines += [
         "",
         "[schema]",

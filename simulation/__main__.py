@@ -20,8 +20,11 @@ from server.errors import ServerError
 from simulation import importers, runner, vibration
 from simulation.errors import SimulationError
 from simulation.experiment import Settings, prepare
+from simulation.recordings import read_fleet
 
 DEMO_PACKAGE = "vibration.zip"
+ANOMALY_RANK = "8"
+"""Of the head for anomaly detection, where a fleet has anomalies."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,6 +113,8 @@ def _run(options: argparse.Namespace, console: Console) -> None:
         package = options.directory / "package.zip"
         package.parent.mkdir(parents=True, exist_ok=True)
         extra = ["--epochs", str(options.pretrain_epochs)] if options.pretrain_epochs else []
+        if read_fleet(options.data).anomalies:
+            extra += ["--anomaly-rank", ANOMALY_RANK]
         runner.pretrain(options.data, package, options.seed, extra, console)
     _experiment(options, options.data, package, console)
 

@@ -30,6 +30,8 @@ class Allotment:
     """[n, *input_shape]."""
     test_y: NDArray[np.int64]
     """[n], all labelled."""
+    test_recording: NDArray[np.int64]
+    """[n], index of the test recording; windows stand in the order of time."""
     problems: tuple[str, ...]
     """What was left out, with the reason; the last one says so when the device cannot take part."""
 
@@ -71,6 +73,7 @@ def allot(directory: Path, fleet: FleetDescription, device: Device, budget: Budg
         found.labelled_windows,
         found.test_x,
         found.test_y,
+        found.test_recording,
         (*found.problems, reason),
     )
 
@@ -84,11 +87,18 @@ def _allot_recordings(
     for recording in development:
         spool.mkdir(parents=True, exist_ok=True)
         write_recording(spool / f"{Path(recording.name).stem}.csv", recording, fleet.schema)
-    _, labels = _windows(development, fleet)
-    test_x, test_y = _windows(division.test, fleet)
+    _, labels, _ = _windows(development, fleet)
+    test_x, test_y, test_recording = _windows(division.test, fleet)
     known = test_y >= 0
     problems = tuple(str(error) for error in data.errors)
-    return Allotment(len(labels), int(np.count_nonzero(labels >= 0)), test_x[known], test_y[known], problems)
+    return Allotment(
+        len(labels),
+        int(np.count_nonzero(labels >= 0)),
+        test_x[known],
+        test_y[known],
+        test_recording[known],
+        problems,
+    )
 
 
 def _allot_pictures(
@@ -104,13 +114,16 @@ def _allot_pictures(
         pixels[index] = read_picture(file, fleet.schema)
     labels = np.array([file.label for file in test], np.int64)
     problems = tuple(str(error) for error in data.errors)
-    return Allotment(len(kept), sum(file.label >= 0 for file in kept), pixels, labels, problems)
+    recording = np.arange(len(test), dtype=np.int64)
+    return Allotment(len(kept), sum(file.label >= 0 for file in kept), pixels, labels, recording, problems)
 
 
 def _windows(
     recordings: Sequence[Recording], fleet: FleetDescription
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """Windows, labels, and the index of each one's recording."""
     if not recordings:
-        return np.zeros((0, *fleet.schema.input_shape(fleet.window)), np.float32), np.zeros(0, np.int64)
+        shape, empty = (0, *fleet.schema.input_shape(fleet.window)), np.zeros(0, np.int64)
+        return np.zeros(shape, np.float32), empty, empty
     windows = concatenate([cut(recording, fleet.window) for recording in recordings])
-    return windows.x, windows.y
+    return windows.x, windows.y, windows.recording

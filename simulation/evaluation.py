@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from agent.features import FeatureCache
 from agent.installation import Installation
 from agent.onnxruntime_engine import OnnxruntimeEngine
 from agent.store import Store
+from protocol.package import ANOMALY
+from simulation.anomaly_evaluation import AnomalyResult, evaluate_anomalies
 from simulation.errors import SimulationError
 from simulation.experiment import Experiment, Participant
 
@@ -34,6 +36,8 @@ class DeviceResult:
     """Of the fleet's release as it is."""
     choice: str
     """What the gate chose."""
+    anomaly: AnomalyResult | None = None
+    """Of anomaly detection, where the package has a head for it and the test data have anomalies."""
 
     @property
     def worse(self) -> bool:
@@ -53,9 +57,10 @@ def evaluate(experiment: Experiment) -> list[DeviceResult]:
 def _evaluate_device(experiment: Experiment, participant: Participant) -> DeviceResult:
     device = participant.device
     with contextlib.closing(Store(participant.state / STORE_FILE)) as store:
-        package, choice = store.state().package, store.text("choice")
+        package, choice, policy = store.state().package, store.text("choice"), store.policy()
         names = {"backbone": "initial", "local": "local_full", "release": "global"}
-        adapters = {label: store.adapter(name) for label, name in names.items()}
+        found = {label: store.adapter(name) for label, name in names.items()}
+        head = store.adapter(ANOMALY)
         in_use = ensemble.in_use(store)
     if not package:
         raise SimulationError(f"device {device.id!r} never installed the package")
@@ -68,19 +73,28 @@ def _evaluate_device(experiment: Experiment, participant: Participant) -> Device
         participant.state / "features", manifest, limit_bytes=LimitsConfig.feature_cache_bytes
     )
     features = engine.features(cache.prepared(windows))
-    initial = adapters["backbone"]
+    initial = found["backbone"]
     if initial is None or in_use is None:
         raise SimulationError(f"device {device.id!r} lost its adapters")
-    tested = {"fleet": in_use}
-    for label, adapter in adapters.items():
-        # Where no release reached the device, it has what the package brought.
-        tested[label] = ensemble.single(initial if adapter is None else adapter)
+    # Where no release reached the device, it has what the package brought.
+    adapters = {label: initial if adapter is None else adapter for label, adapter in found.items()}
+    tested = {"fleet": in_use, **{label: ensemble.single(one) for label, one in adapters.items()}}
     accuracy = {
         label: float(np.mean(tried.logits(engine, features).argmax(1) == labels))
         for label, tried in tested.items()
     }
+    heads = None
+    if ANOMALY in manifest.tasks and ANOMALY in policy.tasks:
+        part = manifest.task_slices()[ANOMALY]
+        heads = {"local": adapters["local"][part], "fleet": initial[part] if head is None else head}
     return DeviceResult(
-        device.id, device.domain, participant.labelled_windows, len(labels), choice=choice, **accuracy
+        device.id,
+        device.domain,
+        participant.labelled_windows,
+        len(labels),
+        choice=choice,
+        anomaly=evaluate_anomalies(experiment, participant, engine, manifest, policy, heads=heads),
+        **accuracy,
     )
 
 
@@ -90,3 +104,10 @@ def means(results: list[DeviceResult]) -> Mapping[str, float]:
         name: float(np.mean([getattr(result, name) for result in results]))
         for name in ("backbone", "local", "fleet", "release")
     }
+
+
+def anomaly_means(results: list[DeviceResult]) -> Mapping[str, float]:
+    """Mean AUROC and F1 over the devices that were tested on anomalies; empty where none was."""
+    found = [asdict(result.anomaly) for result in results if result.anomaly is not None]
+    names = ("auroc_local", "auroc_fleet", "f1_local", "f1_fleet") if found else ()
+    return {name: float(np.mean([row[name] for row in found])) for name in names}

@@ -97,6 +97,11 @@ class Experiment:
         with np.load(self.directory / "test" / f"{device}.npz") as arrays:
             return arrays["x"], arrays["y"]
 
+    def test_recordings(self, device: str) -> np.ndarray:
+        """Index of the recording that each test window is of, int64 [n]; they stand in the order of time."""
+        with np.load(self.directory / "test" / f"{device}.npz") as arrays:
+            return np.asarray(arrays["recording"])
+
 
 def prepare(directory: Path, fleet_directory: Path, settings: Settings) -> Experiment:
     """Write everything but the package; `directory` must not hold another experiment.
@@ -121,7 +126,12 @@ def prepare(directory: Path, fleet_directory: Path, settings: Settings) -> Exper
         if not found.usable:
             shutil.rmtree(home, ignore_errors=True)
             continue
-        np.savez(directory / "test" / f"{device.id}.npz", x=found.test_x, y=found.test_y)
+        np.savez(
+            directory / "test" / f"{device.id}.npz",
+            x=found.test_x,
+            y=found.test_y,
+            recording=found.test_recording,
+        )
         participants.append(
             Participant(device, home, found.development_windows, found.labelled_windows, len(found.test_y))
         )

@@ -13,7 +13,7 @@ from rich.table import Table
 from protocol.messages import Update, peek
 from protocol.topics import Topics
 from server.store import Store
-from simulation.evaluation import DeviceResult, means
+from simulation.evaluation import DeviceResult, anomaly_means, means
 from simulation.experiment import Experiment
 
 
@@ -40,6 +40,7 @@ def summarise(
         "accuracy_fleet": round(accuracy["fleet"], 4),
         "accuracy_release": round(accuracy["release"], 4),
         "devices_worse": sum(result.worse for result in results),
+        **{name: round(value, 4) for name, value in anomaly_means(results).items()},
         "bytes_up_per_update": round(messages, 1),
         "bits_per_parameter": round(8 * messages / parameters, 3),
         "body_bits_per_parameter": round(8 * bodies / parameters, 3),
@@ -116,6 +117,14 @@ def show(console: Console, experiment: Experiment, store: Store, results: list[D
     for problem in experiment.problems:
         console.print(f"[yellow]left out:[/yellow] {problem}", highlight=False)
     console.print(table(experiment, store, results))
+    anomalies = anomaly_means(results)
+    if anomalies:
+        console.print(
+            "anomalies without labels, mean over devices: "
+            f"AUROC alone {anomalies['auroc_local']:.3f}, fleet {anomalies['auroc_fleet']:.3f}; "
+            f"F1 alone {anomalies['f1_local']:.3f}, fleet {anomalies['f1_fleet']:.3f}",
+            highlight=False,
+        )
     console.print(
         "backbone: the untouched head; alone: training without the fleet; fleet: what the device uses after "
         "its gate; labels: labelled windows on the device",

@@ -57,7 +57,13 @@ def import_fleet(source: Path, target: Path) -> None:
                 recording = _read(files[number])
                 write_recording(folder / recording.name, recording, SCHEMA)
     fleet = FleetDescription(
-        SCHEMA, WindowSpec(32, 16), tuple(devices), Split("recording"), "skab_valve", DESCRIPTION
+        SCHEMA,
+        WindowSpec(32, 16),
+        tuple(devices),
+        Split("recording"),
+        "skab_valve",
+        DESCRIPTION,
+        anomalies=("anomaly",),
     )
     write_fleet_description(target, fleet)
 

@@ -73,6 +73,7 @@ def test_a_fleet_is_read_with_defaults() -> None:
         ("[window]", "[windows]", "windows: unknown key"),
         ("[window]", "[window", "expected TOML"),
         ('name = "pumps"', "devices = []", "devices: unknown key"),
+        ('name = "pumps"', 'anomalies = ["leak"]', "anomalies: expected some of the classes"),
     ],
 )
 def test_a_mistake_names_file_entry_and_expectation(old: str, new: str, expectation: str) -> None:
@@ -215,6 +216,14 @@ descriptions = st.builds(
     texts,
     st.booleans(),
 )
+
+
+def test_the_classes_that_are_anomalies_are_read_and_written() -> None:
+    fleet = parse(TEXT)
+    found = replace(fleet, anomalies=fleet.schema.classes[1:])
+    assert parse(dump(found)) == found
+    with pytest.raises(ValueError, match="expected some of the classes, not all"):
+        replace(fleet, anomalies=fleet.schema.classes)
 
 
 @given(descriptions)

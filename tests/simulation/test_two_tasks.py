@@ -125,7 +125,7 @@ def test_a_task_that_the_charter_switches_off_stays_as_the_package_brought_it(
     initial = unpack(PACKAGE, None).adapter
     with federation(tmp_path, names, training) as run:
         release = released(run)
-        used = [store.adapter("adopted") for store in run.agent_stores.values()]
+        used = [store.adapter("personal_full") for store in run.agent_stores.values()]
     moving = CLASSIFIER if still == HEAD else HEAD
     assert np.array_equal(release[still], initial[still])
     assert not np.array_equal(release[moving], initial[moving])
