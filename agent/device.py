@@ -318,11 +318,11 @@ class DeviceAgent:
             "ensemble_gain": repr(verdict.ensemble_gain),
             **ensemble.as_facts(verdict.scales),
         }
-        adapters = dict(learned.adapters)
+        adapters, learner = dict(learned.adapters), self._require_learner()
         # What was learned from a release that is withdrawn mostly undoes it; the server does that itself.
         withheld = None if release.withdraws == self._state.release else self._outbox.withheld()
         if withheld is not None:
-            adapters["withheld"] = withheld
+            adapters["withheld"] = learner.carried_over(withheld)
         self._store.adopt(release.number, release.adapter_sha256, adapters, verdict.decision.choice, facts)
         log.info(
             "release=%d windows=%d held_out=%d domain=%d uses=%s gain=%.3f",

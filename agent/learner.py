@@ -214,6 +214,16 @@ class Learner:
         )
         return gate.mean(gate.gains(old, new))
 
+    def carried_over(self, difference: Floats) -> Floats:
+        """Of a difference that was not sent, what may be added to the next one, float32 [parameters].
+
+        A step of anomaly detection goes all the way from the release that it starts from: not twice.
+        """
+        if ANOMALY not in self.manifest.tasks:
+            return difference
+        part = self.manifest.task_slices()[ANOMALY]
+        return anomaly.with_head(difference, part, np.zeros_like(difference[part]))
+
     # Anomaly detection: its head is trained before the classifier, which leaves it as it is.
 
     def _trains(self, task: str) -> bool:

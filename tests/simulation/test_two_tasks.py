@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from agent.config import SourceConfig
 from agent.density import advance, standardise
+from agent.features import FeatureCache
+from agent.learner import Learner
+from agent.sources import Source
 from models.anomaly_head import add_anomaly_head
 from protocol.charter import TrainingPolicy
 from protocol.messages import Update, unseal
@@ -167,3 +171,20 @@ def test_an_update_of_a_device_without_labels_says_nothing_of_the_classifier(tmp
     assert update.steps[:4] == bytes(4)
     assert update.steps[4:] != bytes(2)
     assert update.weight == 6  # first windows but those held out
+
+
+def test_of_an_update_that_was_withheld_the_step_of_the_head_is_dropped(tmp_path: Path) -> None:
+    manifest = unpack(PACKAGE, None).manifest
+    learner = Learner(
+        TwoTaskEngine(),
+        manifest,
+        Source(SourceConfig(str(tmp_path)), lambda: 0.0),
+        FeatureCache(tmp_path / "features", manifest, limit_bytes=1 << 20),
+        policy=TRAINING,
+        maximum_windows=lambda: 100,
+        seed=b"",
+    )
+    difference = np.arange(1, TwoTaskEngine.parameters + 1, dtype=np.float32)
+    carried = learner.carried_over(difference)
+    assert np.array_equal(carried[CLASSIFIER], difference[CLASSIFIER])
+    assert not carried[HEAD].any()
