@@ -172,7 +172,8 @@ def _entries(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _labels(text: str) -> int | None:
-    return None if text == "all" else _positive(text)
+    # None at all: for anomaly detection alone.
+    return None if text == "all" else 0 if text == "0" else _positive(text)
 
 
 def _positive(text: str) -> int:

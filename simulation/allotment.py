@@ -5,7 +5,7 @@ Recordings are written as CSV, pictures copied as they are.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +35,14 @@ class Allotment:
     problems: tuple[str, ...]
     """What was left out, with the reason; the last one says so when the device cannot take part."""
 
+    without_labels: bool = False
+    """Whether windows without labels are something to train on: where the fleet has anomalies."""
+
     @property
     def usable(self) -> bool:
         """Whether there is something to train on and something to test on."""
-        return bool(self.labelled_windows) and len(self.test_y) > 0
+        trainable = self.development_windows if self.without_labels else self.labelled_windows
+        return trainable > 0 and len(self.test_y) > 0
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,12 @@ def allot(directory: Path, fleet: FleetDescription, device: Device, budget: Budg
         spool: folder to make and fill.
     """
     of = _allot_pictures if fleet.schema.of_images else _allot_recordings
-    found = of(directory, fleet, device, budget, spool)
+    found = replace(of(directory, fleet, device, budget, spool), without_labels=bool(fleet.anomalies))
     if found.usable or not (found.development_windows or len(found.test_y) or spool.exists()):
         return found
     inputs = "pictures" if fleet.schema.of_images else "windows"
-    what = f"labelled test {inputs}" if found.labelled_windows else f"labelled {inputs} to train on"
+    enough = found.labelled_windows or found.without_labels
+    what = f"labelled test {inputs}" if enough else f"labelled {inputs} to train on"
     reason = f"device {device.id!r}: expected {what}, found none"
     return Allotment(
         found.development_windows,

@@ -14,16 +14,22 @@ from agent.learner import Learner
 from agent.sources import Source
 from models.anomaly_head import add_anomaly_head
 from protocol.charter import TrainingPolicy
+from protocol.fleet import Device, FleetDescription
 from protocol.messages import Update, unseal
 from protocol.package import unpack
 from protocol.topics import Topics
 from server.replay import SAME, replay_all
 from server.round import RoundPolicy
+from simulation.errors import SimulationError
+from simulation.experiment import Settings, prepare
 from simulation.in_process import FEDERATION, InProcessFederation, key_of
+from simulation.recordings import write_fleet_description
 from tests.builders import (
     FEATURES,
     PARAMETERS,
     PUBLISHER,
+    SCHEMA,
+    WINDOW,
     LogisticEngine,
     tiny_package,
     two_levels,
@@ -188,3 +194,21 @@ def test_of_an_update_that_was_withheld_the_step_of_the_head_is_dropped(tmp_path
     carried = learner.carried_over(difference)
     assert np.array_equal(carried[CLASSIFIER], difference[CLASSIFIER])
     assert not carried[HEAD].any()
+
+
+@pytest.mark.parametrize("anomalies", [(), ("high",)])
+def test_a_fleet_without_any_label_is_simulated_where_it_has_anomalies(
+    tmp_path: Path, anomalies: tuple[str, ...]
+) -> None:
+    fleet = FleetDescription(SCHEMA, WINDOW, (Device("pump-1", "pump", "edge"),), anomalies=anomalies)
+    write_fleet_description(tmp_path / "fleet", fleet)
+    (tmp_path / "fleet" / "pump-1").mkdir()
+    write_recording(tmp_path / "fleet" / "pump-1" / "0.csv", [("low", 0.0)] * 12 + [("high", 5.0)] * 8)
+    if not anomalies:
+        with pytest.raises(SimulationError, match="expected labelled windows to train on"):
+            prepare(tmp_path / "run", tmp_path / "fleet", Settings(labels_per_class=0))
+        return
+    experiment = prepare(tmp_path / "run", tmp_path / "fleet", Settings(labels_per_class=0))
+    [participant] = experiment.participants
+    assert (participant.labelled_windows, participant.development_windows) == (0, 15)
+    assert len(experiment.test_recordings("pump-1")) == participant.test_windows == 3
