@@ -40,6 +40,7 @@ bench: $(VENV)/installed mosquitto  ## the published figures; the real data sets
 	$(VENV)/bin/python -m benchmarks.attacks
 	$(VENV)/bin/python -m benchmarks.relatedness
 	$(VENV)/bin/python -m benchmarks.withdrawals
+	$(VENV)/bin/python -m benchmarks.anomaly
 	$(VENV)/bin/python -m benchmarks.crash
 
 .PHONY: bench-crash bench-engines bench-flower bench-install

@@ -35,6 +35,7 @@ from typing import Any
 
 import numpy as np
 
+from agent import ensemble
 from agent.anomaly import QUANTILE, References
 from agent.density import Doubles, standardise
 from agent.engine import Floats
@@ -57,8 +58,8 @@ except ImportError:
     IsolationForest = None
 
 FLEETS = ("skab_valve",)
-HEADS = {"alone": "local", "fleet": "adopted", "release": "global", "diagonal": "initial"}
-"""By name, the adapter in a device's store."""
+HEADS = {"alone": "local", "fleet": ANOMALY, "release": "global", "diagonal": "initial"}
+"""By name, the adapter, or the head alone, in a device's store."""
 MODES = {"both": ("classification", "anomaly"), "apart": ("anomaly",)}
 Figures = dict[str, float]
 
@@ -141,12 +142,16 @@ def _test(experiment: Experiment, participant: Participant, store: Store, mode: 
         adapter = store.adapter(kept)
         if adapter is None:
             sys.exit(f"{device}: no adapter {kept!r} in its store")
-        score, truth = score_recordings(adapter[part], unseen, count)
-        flagged = score > references.threshold(adapter[part])
+        head = adapter if kept == ANOMALY else adapter[part]
+        score, truth = score_recordings(head, unseen, count)
+        flagged = score > references.threshold(head)
         found[f"{mode}_{name}"] = {"auroc": auroc(score, truth), "f1": f1(flagged, truth)}
         windows, labels = experiment.test_set(device)
         if mode == "both":
-            right = engine.predict(adapter, engine.features(windows)).argmax(1) == labels
+            tried = ensemble.in_use(store) if kept == ANOMALY else ensemble.single(adapter)
+            if tried is None:
+                sys.exit(f"{device}: nothing is in use")
+            right = tried.logits(engine, engine.features(windows)).argmax(1) == labels
             found[f"{mode}_{name}"]["accuracy"] = float(right.mean())
     if mode == "both" and IsolationForest is not None:
         found |= _forests(experiment.test_set(device)[0], references, unseen, count, experiment.settings.seed)
