@@ -14,6 +14,9 @@ LUCK = 0.2
 """Largest chance that the sign of the mean gain is only luck at which the default changes. A device's own
 gate asks for far more (SIGNIFICANCE): little is at stake here, but a fleet that goes back and forth around
 zero gains nothing, and a single device that boasts must not move it."""
+HOPE = 0.4
+"""The same for the way back to the ensemble. A package's first releases are hardly better than what it
+brought, so that the fleet often begins alone; one device that boasts has a chance of 0.5."""
 FIRST = TOGETHER
 """What a package's initial release has: nobody has reported yet."""
 
@@ -24,8 +27,8 @@ def fleet_default(reports: Iterable[Mapping[str, Any]], held: str) -> str:
     The ensemble, until the devices' mean held-out loss shows that training alone is better. The burden of
     proof is on that side, because the ensemble is a hedge: training alone is one of its three members, so
     that it is rarely much worse. Proof that it is better would come late, in a small fleet never, and all
-    would miss the gain meanwhile. The default that holds stays until the sign of the mean is against it by
-    more than luck. Devices that hold out nothing have no say; each device's own gate has the last word.
+    would miss the gain meanwhile. The way back needs less than the way out. Devices that hold out nothing have no
+    say; each device's own gate has the last word.
 
     Args:
         reports: fields of Report, one mapping per device.
@@ -33,7 +36,7 @@ def fleet_default(reports: Iterable[Mapping[str, Any]], held: str) -> str:
     """
     gains = _gains(report for report in reports if report["holdout_windows"])
     if held != TOGETHER:
-        return TOGETHER if gains.sum() > 0 and chance(gains) <= LUCK else ALONE
+        return TOGETHER if gains.sum() > 0 and chance(gains) <= HOPE else ALONE
     return ALONE if gains.sum() < 0 and chance(-gains) <= LUCK else TOGETHER
 
 
