@@ -163,7 +163,8 @@ def _releases(options: argparse.Namespace, config: ServerConfig) -> int:
     with _store(config) as store:
         rows = store.releases()
         withdrawn = {row["release"]: row for row in store.withdrawals()}
-    columns = ["number", "round", "package_version", "updates", "weight", "created_at", "metrics", "sha256"]
+    columns = ["number", "round", "package_version", "updates", "weight", "domains", "created_at", "metrics"]
+    columns += ["sha256"]
     for row in rows:
         found = withdrawn.get(row["number"])
         row["withdrawn_by"] = found["replacement"] if found else None

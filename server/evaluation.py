@@ -27,8 +27,8 @@ def fleet_default(reports: Iterable[Mapping[str, Any]], held: str) -> str:
     The ensemble, until the devices' mean held-out loss shows that training alone is better. The burden of
     proof is on that side, because the ensemble is a hedge: training alone is one of its three members, so
     that it is rarely much worse. Proof that it is better would come late, in a small fleet never, and all
-    would miss the gain meanwhile. The way back needs less than the way out. Devices that hold out nothing have no
-    say; each device's own gate has the last word.
+    would miss the gain meanwhile. The way back needs less than the way out. Devices that hold out nothing
+    have no say; each device's own gate has the last word.
 
     Args:
         reports: fields of Report, one mapping per device.
