@@ -13,6 +13,7 @@ from agent import ensemble
 from agent.dataset import Labelled
 from agent.ensemble import MEMBERS, Ensemble
 from agent.errors import AgentError
+from agent.gate import Decision
 from agent.store import Store
 from agent.training import train
 from agent.verdict import Verdict, judge
@@ -143,6 +144,13 @@ def test_a_fleet_that_chose_the_ensemble_keeps_a_device_with_few_windows_in_it()
     few = HELD_OUT.take(np.array([0, 1, -2, -1]))
     assert judge(ENGINE, adapters, TRAINING, few, "ensemble").decision.choice == "ensemble"
     assert judge(ENGINE, adapters, TRAINING, few, "local").decision.choice == "local"
+
+
+def test_a_default_that_is_wrong_on_too_few_windows_for_proof_is_vetoed_all_the_same() -> None:
+    adapters = learned(NONSENSE)
+    adapters["personal"] = adapters["personal_full"] = NONSENSE
+    few = HELD_OUT.take(np.array([0, 1, -2, -1]))  # four windows can prove nothing
+    assert judge(ENGINE, adapters, TRAINING, few, "ensemble").decision == Decision("local", 0.0)
 
 
 def test_what_is_used_was_trained_on_all_windows_and_what_is_judged_was_not() -> None:
