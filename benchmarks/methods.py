@@ -10,18 +10,12 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from agent import domains
 from agent.dataset import Labelled
 from agent.engine import Floats
 from agent.ensemble import Ensemble
 from agent.objective import mean_loss
-from agent.verdict import judge
 from benchmarks.laboratory import Adapters, Bench, Laboratory, Tried, pool
-from protocol.domains import adapter_of, restacked
-from server import domains as splitting
-from server.evaluation import FIRST, fleet_default
-from server.relatedness.directions import Directions
-from server.relatedness.groups import suggest
+from benchmarks.our_fleet import OurFleet
 
 ROUNDS = 10
 DITTO_PULL = 0.1
@@ -149,57 +143,11 @@ def pooled(lab: Laboratory) -> Floats:
 
 
 def ours(lab: Laboratory) -> Mapping[str, Ensemble]:
-    """What agents and server of this project do: domains, an ensemble, the fleet's default, the gate."""
-    stack, default = lab.initial, FIRST
-    directions = Directions(lab.engine.parameters)
-    chosen: dict[str, int] = {}
-    alone = {"local": dict.fromkeys(lab.devices, lab.initial)}
-    alone["local_full"] = dict(alone["local"])
-    used: dict[str, Ensemble] = {}
-    for number in range(ROUNDS + 1):
-        for name, bench in lab.devices.items():
-            chosen[name] = domains.choose(lab.engine, stack, bench.labelled, chosen.get(name))
-        releases = {name: adapter_of(stack, lab.engine.parameters, domain) for name, domain in chosen.items()}
-        personal = lab.personal(releases, number)
-        reports = []
-        for name, bench in lab.devices.items():
-            release = releases[name]
-            windows = {"local": bench.training, "local_full": bench.labelled}
-            for chain, adapters in alone.items():
-                adapters[name] = lab.train(adapters[name], windows[chain], name, number, chain)
-            candidates = {
-                **{chain: adapters[name] for chain, adapters in alone.items()},
-                "personal": personal[name],
-                "personal_full": lab.train(release, bench.labelled, name, number, "personal_full"),
-                "global": release,
-                "initial": lab.initial,
-            }
-            verdict = judge(lab.engine, candidates, bench.training, bench.holdout, default)
-            used[name] = verdict.used(candidates)
-            reports.append({"holdout_windows": len(bench.holdout), "ensemble_gain": verdict.ensemble_gain})
-        default = fleet_default(reports, default)
-        if stack.size == lab.engine.parameters and number < splitting.ROUNDS:
-            moved = [personal[name].astype(np.float64) - releases[name] for name in lab.devices]
-            directions.add_round(number + 1, list(lab.devices), moved, lab.weights.tolist())
-            found = directions.relatedness()
-            groups = suggest(found)
-            if groups.count > 1:
-                placed = splitting.place(directions, list(found.devices), groups)
-                stack, chosen = _by_domain(lab, personal, placed, stack), {}
-                continue
-        stack = _by_domain(lab, personal, chosen, stack)
-    return used
-
-
-def _by_domain(lab: Laboratory, personal: Adapters, chosen: Mapping[str, int], before: Floats) -> Floats:
-    """The mean of each domain's devices, stacked; a domain without any stays as it was."""
-    count = max(before.size // lab.engine.parameters, max(chosen.values()) + 1)
-    parts = restacked(before, lab.engine.parameters, count).reshape(count, -1).copy()
-    for domain in range(count):
-        members = [name for name, other in chosen.items() if other == domain]
-        if members:
-            parts[domain] = lab.mean(personal, members)
-    return np.asarray(parts.reshape(-1), np.float32)
+    """What agents and server of this project do; see our_fleet.py."""
+    fleet = OurFleet(lab, list(lab.devices))
+    for _ in range(ROUNDS + 1):
+        fleet.release()
+    return fleet.used
 
 
 METHODS: dict[str, Callable[[Laboratory], Tried]] = {
