@@ -207,7 +207,7 @@ def write_small_fleet(directory: Path) -> Path:
 
 
 def memory(pid: int, field: str) -> int:
-    """VmRSS or VmHWM of a process in bytes."""
+    """VmRSS, VmHWM or RssAnon of a process in bytes."""
     text = Path(f"/proc/{pid}/status").read_text("utf-8")
     match = re.search(rf"{field}:\s+(\d+) kB", text)
     assert match, text
