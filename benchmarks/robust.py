@@ -11,6 +11,8 @@ attackers. `--quick` is one fleet (the demo, which needs no data), seed 0, the d
 worst fleet: accuracy of the release on the same honest devices without attack, under the same rule, minus
 that under attack; mean over the seeds. The goal is 2 points at most.
 
+Whether the rules and attacks are what their names say is oracle.py's question.
+
 Measured 2026-11-26 on 2 shared x86-64 cores: see docs/results.md.
 """
 

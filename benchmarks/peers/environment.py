@@ -62,3 +62,6 @@ class Environment:
 
 
 FLOWER = Environment("flower", ("flwr==1.41.0", "torch==2.13.0", "numpy"))  # needs Python 3.11 or newer
+BYZFL = Environment("byzfl", ("torch==2.13.0", "numpy", "scipy"), alone=("byzfl==0.0.11",))
+"""What its harness for experiments needs beside (torchvision and more) is left out: byzfl_oracle.py does
+not load it, and torchvision's wheels load only beside the one build of torch that they were made for."""
