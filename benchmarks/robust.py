@@ -51,7 +51,7 @@ def main() -> None:
     )
     parser.add_argument("--data", help="folder of the data sets (default: $GRAFTWORK_DATA)")
     parser.add_argument(
-        "--quick", action="store_true", help="the demo fleet, seed 0, default rule, 10 %%: about two minutes"
+        "--quick", action="store_true", help="the demo fleet, seed 0, default rule, 10 %%: half a minute"
     )
     parser.add_argument("--fleets", help=f"names, comma-separated (default: {','.join(FLEETS)})")
     parser.add_argument("--rules", help="names, comma-separated (default: all)")
@@ -129,14 +129,17 @@ def measure(
 
 
 def averaged(runs: list[list[Row]]) -> list[Row]:
-    """The mean over runs that differ in their seed."""
+    """The mean over runs that differ in their seed, and what the release loses with each of them."""
     return [
         {
             name: round(float(np.mean([row[name] for row in same])), 2) if isinstance(value, float) else value
             for name, value in same[0].items()
             if name != "share"
         }
-        | {"share": same[0]["share"]}
+        | {
+            "share": same[0]["share"],
+            "release_lost_by_seed": [round(row["release_lost"], 2) for row in same],
+        }
         for same in zip(*runs, strict=True)
     ]
 

@@ -88,8 +88,9 @@ def test_the_summary_names_the_worst_attack_on_the_default_rule_at_the_goals_sha
 
 
 def test_seeds_are_averaged_row_by_row() -> None:
-    one = {"rule": "mean", "attack": "none", "share": 0.1, "release": 80.0}
-    assert robust.averaged([[one], [{**one, "release": 81.0}]]) == [{**one, "release": 80.5}]
+    one = {"rule": "mean", "attack": "none", "share": 0.1, "release": 80.0, "release_lost": 1.0}
+    [row] = robust.averaged([[one], [{**one, "release": 81.0, "release_lost": 4.0}]])
+    assert row == {**one, "release": 80.5, "release_lost": 2.5, "release_lost_by_seed": [1.0, 4.0]}
 
 
 def test_the_table_has_a_row_of_all_attacks_for_every_rule_and_share(rows: list[robust.Row]) -> None:
