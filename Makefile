@@ -38,7 +38,8 @@ bench: $(VENV)/installed mosquitto  ## the published figures; the real data sets
 	$(VENV)/bin/python -m benchmarks.accuracy --plot runs/benchmarks/accuracy.png
 	$(VENV)/bin/python -m benchmarks.joining
 	$(VENV)/bin/python -m benchmarks.sending --plot runs/benchmarks/sending.png
-	$(VENV)/bin/python -m benchmarks.attacks
+	$(VENV)/bin/python -m benchmarks.oracle
+	$(VENV)/bin/python -m benchmarks.robust
 	$(VENV)/bin/python -m benchmarks.relatedness
 	$(VENV)/bin/python -m benchmarks.withdrawals
 	$(VENV)/bin/python -m benchmarks.anomaly
@@ -65,6 +66,11 @@ fuzz: $(VENV)/installed  ## 1,000,000 hostile inputs for every decoder; takes ab
 .PHONY: test-engines
 test-engines: $(VENV)/installed  ## the contract of every training engine, each in an environment of its own
 	$(VENV)/bin/python -m tests.engines.environments
+
+.PHONY: test-oracle
+test-oracle: $(VENV)/installed  ## aggregation rules and attacks against ByzFL, in an environment of its own
+	$(VENV)/bin/python -c 'from benchmarks.peers.environment import BYZFL; BYZFL.make()'
+	$(VENV)/bin/python -m pytest -m oracle tests/benchmarks
 
 test-system: $(VENV)/installed mosquitto  ## only the tests with real processes and a real broker
 	$(VENV)/bin/python -m pytest -m system

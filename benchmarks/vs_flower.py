@@ -53,6 +53,7 @@ from agent.engines import open_engine
 from benchmarks import bar_chart, graftwork_run, task
 from benchmarks.federation import Floats, Outcome, Plan
 from benchmarks.peers import flower_run
+from benchmarks.peers.environment import FLOWER
 from benchmarks.process import one_thread
 from protocol.fleet import Device, FleetDescription, Split
 from protocol.package import unpack
@@ -62,8 +63,6 @@ from simulation.experiment import Experiment
 from simulation.machines import machines
 from simulation.recordings import write_fleet_description, write_recording
 
-FLOWER = task.ROOT / ".venv-peers" / "flower"
-FLOWER_NEEDS = ("flwr==1.41.0", "torch==2.13.0", "numpy")
 LEARNING_RATE = 0.003
 WINDOWS_PER_TAKE = 12 * len(vibration.CLASSES)
 """Development windows of one recording of each condition; three more of each are for the test."""
@@ -111,7 +110,7 @@ def main() -> None:
     )
     # A bench that is told to end must not leave its federations behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    flower = flower_environment()
+    flower = FLOWER.make()
     prepared = task.prepared("vibration", 2000, options.seed)
     directory = task.KEPT / "vs_flower"
     fleet = write_fleet(directory / "fleet", options.devices, options.windows, options.seed)
@@ -148,24 +147,6 @@ def main() -> None:
         plot(medians, options.plot)
         say(f"plot: {options.plot}")
     print(json.dumps(report(medians, options)))
-
-
-def flower_environment() -> Path:
-    """Interpreter of Flower's environment, made now if it is not there.
-
-    Raises:
-        SystemExit: it cannot be made.
-    """
-    interpreter = FLOWER / "bin" / "python"
-    complete = FLOWER / "complete"
-    if not complete.exists():
-        print(f"setting up Flower in {FLOWER}: torch and more, takes minutes, once", file=sys.stderr)
-        pip = [str(interpreter), "-m", "pip", "install", "--quiet", *FLOWER_NEEDS]
-        for command in ([sys.executable, "-m", "venv", str(FLOWER)], pip):
-            if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
-                sys.exit("Flower's environment cannot be made (it needs Python 3.11 or newer), see above")
-        complete.touch()
-    return interpreter
 
 
 def write_fleet(directory: Path, devices: int, windows: int, seed: int) -> Path:

@@ -1,4 +1,5 @@
-"""What Graftwork is compared with: the same training as a PyTorch user and a Flower user would write it.
+"""What Graftwork is compared with: training as users of PyTorch and Flower would write it, and ByzFL.
 
-What trains there, flower_app, imports nothing of Graftwork's; flower_run.py only starts and measures it.
+What runs with a peer, flower_app and byzfl_oracle.py, imports nothing of Graftwork's; flower_run.py only
+starts and measures it. environment.py makes the peers' environments.
 """
