@@ -314,8 +314,7 @@ class DeviceAgent:
             "unlabelled_windows": str(material.unlabelled_windows),
             "holdout_windows": str(len(material.holdout)),
             "gain": repr(verdict.decision.gain),
-            "personal_gain": repr(verdict.personal_gain),
-            "ensemble_gain": repr(verdict.ensemble_gain),
+            **{f"{choice}_gain": repr(gain) for choice, gain in verdict.gains.items()},
             **ensemble.as_facts(verdict.scales),
         }
         adapters, learner = dict(learned.adapters), self._require_learner()

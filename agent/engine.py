@@ -2,7 +2,7 @@
 
 The graphs have a fixed batch; a short one is padded. Weights of 0 make padding rows count nothing, so a
 short batch has exactly the loss and gradient of its own rows. They see the adapter up to the last segment of
-theirs: the loss does not depend on what comes behind, the head of anomaly detection, so its gradient is zero.
+theirs: the loss does not depend on the heads that come behind, so their gradient is zero.
 """
 
 from abc import ABC, abstractmethod
@@ -26,6 +26,8 @@ class Engine(Protocol):
     feature_size: int
     parameters: int
     classes: int
+    embedding_size: int
+    """Width of an embedding; 0: the package has none, or this engine does not run it."""
 
     def features(self, windows: Floats) -> Floats:
         """Run the frozen part: float32 [n, *input_shape] -> float32 [n, feature_size]."""
@@ -38,12 +40,17 @@ class Engine(Protocol):
     def predict(self, adapter: Floats, features: Floats) -> Floats:
         """Logits float32 [n, classes] of any number of rows."""
 
+    def embed(self, features: Floats) -> Floats:
+        """Run the frozen embedding: float32 [n, feature_size] -> float32 [n, embedding_size]."""
+
 
 class PackageEngine(ABC):
     """An engine over the graphs of an installed package; a runtime adds how to run one full batch."""
 
     name: str
     """As in the package's manifest and the agent's configuration."""
+    embeds = False
+    """Whether it runs embedding.onnx."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.batch = manifest.batch
@@ -51,6 +58,7 @@ class PackageEngine(ABC):
         self.parameters = manifest.parameters
         self._graph_parameters = manifest.graph_parameters
         self.classes = len(manifest.schema.classes)
+        self.embedding_size = manifest.embedding_size if self.embeds else 0
         self._input_shape = manifest.input_shape
 
     def features(self, windows: Floats) -> Floats:
@@ -106,6 +114,21 @@ class PackageEngine(ABC):
             out[index * self.batch : index * self.batch + count] = logits[:count]
         return out
 
+    def embed(self, features: Floats) -> Floats:
+        """Run the frozen embedding: float32 [n, feature_size] -> float32 [n, embedding_size].
+
+        Raises:
+            EngineError: there is none, features of another shape, or the runtime refuses the graph.
+        """
+        if not self.embedding_size:
+            raise EngineError(f"{self.name}: expected a package with an embedding that this engine runs")
+        self._check_features(features)
+        out = np.empty((len(features), self.embedding_size), np.float32)
+        for index, (rows, count) in enumerate(batched(_floats(features), self.batch)):
+            result = self._checked("embedding", self._run_embedding, rows)
+            out[index * self.batch : index * self.batch + count] = result[:count]
+        return out
+
     @abstractmethod
     def describe(self) -> str:
         """Name, version and what it runs on, for the log."""
@@ -124,9 +147,16 @@ class PackageEngine(ABC):
     def _run_predict(self, adapter: Floats, features: Floats) -> Floats:
         """Run the prediction on exactly `batch` rows."""
 
+    def _run_embedding(self, features: Floats) -> Floats:
+        """Run the embedding on exactly `batch` rows, where the engine does."""
+        raise NotImplementedError
+
     def _check(self, adapter: Floats, features: Floats) -> None:
         if adapter.shape != (self.parameters,):
             raise EngineError(f"expected an adapter [{self.parameters}], got {list(adapter.shape)}")
+        self._check_features(features)
+
+    def _check_features(self, features: Floats) -> None:
         if features.ndim != 2 or features.shape[1] != self.feature_size:
             raise EngineError(f"expected features [n, {self.feature_size}], got {list(features.shape)}")
 

@@ -3,8 +3,9 @@
 From a release it trains two adapters, each twice. "local" goes on training alone as if there were no fleet,
 "personal" starts from the release; both without the held-out windows, on which the gate compares them.
 "local_full" and "personal_full" learn from all labelled windows: they are what the device uses. "personal" is
-what it sends. "local_full" is a chain of its own, from release to release, like "local". Messages and storage
-are not handled here.
+what it sends. "local_full" is a chain of its own, from release to release, like "local". Heads behind the
+graphs' segments are not trained by gradients: a device's step of them is part of where "personal" starts.
+Messages and storage are not handled here.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from agent import anomaly, domains, gate
+from agent import anomaly, classifiers, domains, gate
 from agent.anomaly import NO_REFERENCES, References
 from agent.dataset import Labelled, split
 from agent.engine import Engine, Floats
@@ -27,7 +28,7 @@ from agent.training import Training
 from agent.verdict import Verdict, judge
 from protocol import cbor, records
 from protocol.charter import TrainingPolicy
-from protocol.package import ANOMALY, CLASSIFICATION, Manifest
+from protocol.package import ANOMALY, CLASSIFICATION, DISCRIMINANT, Manifest
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Learned:
     """What came out of a release."""
 
     adapters: Mapping[str, Floats]
-    """"global", "local", "personal", "local_full" and "personal_full", float32 [parameters] each."""
+    """"global", "local", "personal", "local_full" and "personal_full", float32 [parameters] each; with a
+    discriminant head also the classifier, "discriminant" and "discriminant_full"."""
     verdict: Verdict
     personal: Trained
 
@@ -104,6 +106,9 @@ class Learner:
         self._cache = cache
         self._maximum = maximum_windows
         self._seed = seed
+        self._graph_segments = sum(
+            part.stop <= manifest.graph_parameters for part in manifest.slices().values()
+        )
         self._seen: list[tuple[str, int | None]] | None = None
 
     def changed(self) -> bool:
@@ -146,7 +151,7 @@ class Learner:
                 [parameters]. Where nothing is held out, one in full is left out if it would be the same.
             material: windows to train on.
         """
-        starts = {name: self._with_density(start, material) for name, start in starts.items()}
+        starts = {name: self._with_heads(name, start, material, release) for name, start in starts.items()}
         if not len(material.holdout):
             starts = {name: start for name, start in starts.items() if not _repeats(name, starts)}
         # All that the result depends on: a checkpoint of anything else must not be gone on with.
@@ -186,7 +191,7 @@ class Learner:
             default: what the gate keeps without evidence.
         """
         full = {name + FULL: learned.get(name + FULL, learned[name]) for name in TRAINED}
-        adapters = {**learned, **full, "global": release}
+        adapters = {**learned, **full, "global": release, **self._classifiers(release, material)}
         if self._trains(ANOMALY):
             adapters[ANOMALY] = self._chosen_head(
                 {**learned, "global": release, "backbone": initial}, material
@@ -217,12 +222,27 @@ class Learner:
     def carried_over(self, difference: Floats) -> Floats:
         """Of a difference that was not sent, what may be added to the next one, float32 [parameters].
 
-        A step of anomaly detection goes all the way from the release that it starts from: not twice.
+        A step of the heads goes all the way from the release that it starts from: not twice.
         """
+        difference = classifiers.without_step(self.manifest, difference)
         if ANOMALY not in self.manifest.tasks:
             return difference
         part = self.manifest.task_slices()[ANOMALY]
         return anomaly.with_head(difference, part, np.zeros_like(difference[part]))
+
+    def _classifiers(self, release: Floats, material: Material) -> dict[str, Floats]:
+        if not self._trains(DISCRIMINANT):
+            return {}
+        return classifiers.of_release(
+            self._engine, self.manifest, release, material.training, material.labelled
+        )
+
+    def _with_heads(self, name: str, start: Floats, material: Material, release: int) -> Floats:
+        """Where a training starts: only what is sent says something of the device's own statistics."""
+        start = self._with_density(start, material)
+        if name != "personal" or not self._trains(DISCRIMINANT):
+            return start
+        return classifiers.with_step(self._engine, self.manifest, start, material.training, release)
 
     # Anomaly detection: its head is trained before the classifier, which leaves it as it is.
 
@@ -265,8 +285,9 @@ class Learner:
     ) -> Training:
         full = name.endswith(FULL)
         policy = self.policy
-        if ANOMALY in self.manifest.tasks:  # weight decay must not move its head either
-            policy = replace(policy, learning_rate_factors={**policy.learning_rate_factors, ANOMALY: 0.0})
+        heads = {segment.name: 0.0 for segment in self.manifest.segments[self._graph_segments :]}
+        if heads:  # weight decay must not move them either
+            policy = replace(policy, learning_rate_factors={**policy.learning_rate_factors, **heads})
         return Training(
             self._engine,
             start,

@@ -19,7 +19,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from agent.engine import Floats, PackageEngine, count_of
-from protocol.package import ONNXRUNTIME, PREDICT, PREFIX, STEP, Manifest
+from protocol.package import EMBEDDING, ONNXRUNTIME, PREDICT, PREFIX, STEP, Manifest
 from runtime import memory
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ class OnnxruntimeEngine(PackageEngine):
     """Runs prefix, step and prediction of an installed package; sessions are opened when first needed."""
 
     name = ONNXRUNTIME
+    embeds = True
 
     def __init__(
         self,
@@ -80,6 +81,10 @@ class OnnxruntimeEngine(PackageEngine):
     def _run_predict(self, adapter: Floats, features: Floats) -> Floats:
         [logits] = self._run(PREDICT, {"adapter": adapter, "features": features})
         return np.asarray(logits)
+
+    def _run_embedding(self, features: Floats) -> Floats:
+        [embedded] = self._run(EMBEDDING, {"features": features})
+        return np.asarray(embedded)
 
     def _run(self, member: str, inputs: dict[str, NDArray[np.generic]]) -> list[Any]:
         if member != PREFIX:

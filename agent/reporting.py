@@ -85,6 +85,8 @@ class Reporter:
             float(store.text("release_gain") or 0),
             store.number("compared_with", -1),
             store.number("domain", 0),
+            float(store.text("discriminant_gain") or 0),
+            float(store.text("combined_gain") or 0),
         )
         self._voice.say("report", message)
 

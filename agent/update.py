@@ -61,7 +61,9 @@ def make_update(
     """
     difference = clip(contribution.difference, policy.clipping_bound)
     seed = dither_seed(topics.federation, device, current.number, current.base)
-    quantised = quantise(difference, manifest.slices().values(), seed, policy.step_ratio)
+    quantised = quantise(
+        difference, manifest.slices().values(), seed, manifest.step_ratios(policy.step_ratio)
+    )
     update = Update(
         current.number,
         current.base[:BASE_BYTES],

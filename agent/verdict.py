@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from agent import ensemble, gate
 from agent.dataset import Labelled
 from agent.engine import Engine, Floats
-from agent.ensemble import MEMBERS, Ensemble
+from agent.ensemble import Ensemble
 from agent.objective import comparable_losses
 
 WORSE = 0.01
@@ -24,10 +24,8 @@ class Verdict:
     """What the gate decided, and on what."""
 
     decision: gate.Decision
-    personal_gain: float
-    """Mean held-out loss of training alone minus that of the personal adapter."""
-    ensemble_gain: float
-    """The same of the ensemble."""
+    gains: Mapping[str, float]
+    """By choice, the mean held-out loss of training alone minus that of the choice."""
     scales: Mapping[str, float]
     """By name, what the logits are divided by of each adapter that is used in the ensemble."""
 
@@ -48,17 +46,20 @@ def judge(
     Args:
         engine: predicts.
         adapters: "initial", "global", and "local" and "personal" with windows held out and in full, float32
-            [parameters] each.
+            [parameters] each; with a discriminant head also the classifier, both ways.
         training: windows that measure the spread of logits where none is held out.
         holdout: windows that the gate decides on.
-        default: what it keeps without evidence.
+        default: what it keeps without evidence; the ensemble where the device lacks what that needs.
     """
     features = (holdout if len(holdout) else training).features
-    held_out, full = MEMBERS["ensemble"], ensemble.names_in_use("ensemble")
-    scales = ensemble.spreads(engine, {*held_out, *full}, adapters, features)
+    candidates = ensemble.choices(adapters)
+    default = default if default in candidates else "ensemble"
+    largest = "combined" if "combined" in candidates else "ensemble"
+    full = ensemble.names_in_use(largest)
+    scales = ensemble.spreads(engine, {*candidates[largest], *full}, adapters, features)
     logits = {
         choice: ensemble.together(names, adapters, scales).logits(engine, holdout.features)
-        for choice, names in MEMBERS.items()
+        for choice, names in candidates.items()
     }
     losses = {choice: comparable_losses(found, holdout.labels) for choice, found in logits.items()}
     right = {choice: int((found.argmax(1) == holdout.labels).sum()) for choice, found in logits.items()}
@@ -67,7 +68,6 @@ def judge(
         decision = gate.Decision("local", 0.0)
     return Verdict(
         decision,
-        gate.mean(gate.gains(losses["local"], losses["personal"])),
-        gate.mean(gate.gains(losses["local"], losses["ensemble"])),
+        {choice: gate.mean(gate.gains(losses["local"], found)) for choice, found in losses.items()},
         {name: scales[name] for name in full},
     )

@@ -148,6 +148,7 @@ class _Pulled:
         self.feature_size = engine.feature_size
         self.parameters = engine.parameters
         self.classes = engine.classes
+        self.embedding_size = engine.embedding_size
         self.steps = 0
 
     def loss_and_gradient(
@@ -163,6 +164,10 @@ class _Pulled:
     def predict(self, adapter: Floats, features: Floats) -> Floats:
         """Logits, float32 [n, classes]."""
         return self._engine.predict(adapter, features)
+
+    def embed(self, features: Floats) -> Floats:
+        """Output of the frozen embedding, float32 [n, embedding_size]."""
+        return self._engine.embed(features)
 
     def features(self, windows: Floats) -> Floats:
         """Output of the frozen prefix, float32 [n, feature_size]."""

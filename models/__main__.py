@@ -133,7 +133,8 @@ def _add_calibration(command: argparse.ArgumentParser) -> None:
         "--calibrate",
         type=Path,
         metavar="FLEET_DIR",
-        help="its source devices' windows set the ranges of --quantise-prefix (default: random windows)",
+        help="its source devices' windows set the ranges of --quantise-prefix (default: random windows) and "
+        "begin the discriminant head",
     )
 
 
@@ -152,6 +153,13 @@ def _add_output(command: argparse.ArgumentParser, *, required: bool = True) -> N
     command.add_argument("--description", default="", help="for operators")
     command.add_argument(
         "--quantise-prefix", action="store_true", help="int8 prefix; its cost is measured and kept"
+    )
+    command.add_argument(
+        "--discriminant",
+        type=int,
+        metavar="N",
+        help="add a discriminant head of at most N dimensions, 0 for none (default: 128 where there are "
+        "labelled windows of source devices: in pretrain, and with --calibrate)",
     )
     command.add_argument(
         "--anomaly-rank",
@@ -210,6 +218,7 @@ def _pretrain(options: argparse.Namespace) -> None:
         metrics=trained.metrics,
         windows=trained.windows,
         source=trained.source,
+        embedding=kind.EMBEDDING,
     )
 
 
@@ -256,6 +265,7 @@ def _write(
     windows: "Tensor | None" = None,
     front: bytes | None = None,
     source: "SourceWindows | None" = None,
+    embedding: str = "features",
 ) -> None:
     from models.anomaly_head import add_anomaly_head  # noqa: PLC0415
     from models.export import export  # noqa: PLC0415
@@ -276,6 +286,7 @@ def _write(
         metrics=metrics,
         description=options.description,
     )
+    data = _discriminating(data, options, key, source or _calibrating(options, inputs), embedding)
     if options.anomaly_rank:
         data = add_anomaly_head(data, options.anomaly_rank, key)
     # Whole or not at all: whoever watches for the file must not read half of it.
@@ -289,6 +300,36 @@ def _write(
     if options.key is None:
         print("signed with a one-time key that is not kept; for a fleet of your own, make one with keygen")
     print(f"publisher {key.public.raw.hex()}")
+
+
+def _discriminating(
+    data: bytes,
+    options: argparse.Namespace,
+    key: PrivateKey,
+    source: "SourceWindows | None",
+    embedding: str,
+) -> bytes:
+    """Add a discriminant head where one is asked for, or labelled windows are there to begin it with."""
+    from models.discriminant_head import DIMENSION, Sources, add_discriminant_head  # noqa: PLC0415
+
+    asked = options.discriminant
+    if asked == 0 or (asked is None and source is None):
+        return data
+    if source is None:
+        raise ModelError("--discriminant: expected labelled windows", "name a fleet with --calibrate")
+    windows = Sources(source.x.numpy(), source.y.numpy(), source.group.numpy())
+    return add_discriminant_head(data, asked or DIMENSION, key, windows, embedding)
+
+
+def _calibrating(
+    options: argparse.Namespace, inputs: "tuple[InputSchema, WindowSpec]"
+) -> "SourceWindows | None":
+    """The source windows of --calibrate, where they have the package's classes."""
+    from models import calibration  # noqa: PLC0415
+
+    if options.calibrate is None or options.discriminant == 0:
+        return None
+    return calibration.sources(options.calibrate, *inputs)
 
 
 def _calibration(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from models.errors import ModelError
 from protocol.errors import ProtocolError
-from protocol.package import ADAPTER, ANOMALY, MAX_PARAMETERS, TASKS, Segment, pack, unpack, write_adapter
+from protocol.package import ADAPTER, ANOMALY, MAX_PARAMETERS, Segment, pack, unpack, write_adapter
 from protocol.signing import PrivateKey
 
 INITIAL_NORM = 1e-3
@@ -56,7 +56,7 @@ def add_anomaly_head(data: bytes, rank: int, key: PrivateKey) -> bytes:
         extended = replace(
             manifest,
             segments=(*manifest.segments, Segment(ANOMALY, size)),
-            tasks=TASKS,
+            tasks=(*manifest.tasks, ANOMALY),
             files={**manifest.files, ADAPTER: sha256(members[ADAPTER]).digest()},
         )
     except ValueError as error:

@@ -53,6 +53,25 @@ def from_fleet(fleet_dir: Path, schema: InputSchema, window: WindowSpec, *, labe
     Raises:
         ModelError: the fleet has other channels, another window length, or malformed data.
     """
+    classes, source = _read(fleet_dir, schema, window)
+    calibration = from_source(source)
+    return calibration if labelled and classes == schema.classes else Calibration(calibration.windows)
+
+
+def sources(fleet_dir: Path, schema: InputSchema, window: WindowSpec) -> "SourceWindows | None":
+    """Labelled windows of a fleet's source devices; None where its classes are not those of the package.
+
+    Raises:
+        ModelError: as `from_fleet`.
+    """
+    classes, source = _read(fleet_dir, schema, window)
+    return source if classes == schema.classes else None
+
+
+def _read(
+    fleet_dir: Path, schema: InputSchema, window: WindowSpec
+) -> tuple[tuple[str, ...], "SourceWindows"]:
+    """Classes and source windows of a fleet whose windows fit a package."""
     from models.fleet_data import read_fleet, read_sources, with_normalisation  # noqa: PLC0415 - imports Lightning
 
     # The prefix sees what the package's normalisation leaves of a window.
@@ -60,12 +79,7 @@ def from_fleet(fleet_dir: Path, schema: InputSchema, window: WindowSpec, *, labe
     found, wanted = fleet.schema.input_shape(fleet.window), schema.input_shape(window)
     if found != wanted:
         raise ModelError(f"--calibrate {fleet_dir}: expected windows of {list(wanted)}, got {list(found)}")
-    calibration = from_source(read_sources(fleet_dir, fleet, HELD_OUT))
-    return (
-        calibration
-        if labelled and fleet.schema.classes == schema.classes
-        else Calibration(calibration.windows)
-    )
+    return fleet.schema.classes, read_sources(fleet_dir, fleet, HELD_OUT)
 
 
 def at_random(schema: InputSchema, window: WindowSpec) -> Calibration:

@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import TypeVar
 
 from protocol.errors import shown
+from protocol.package import TASKS
 
 Number = TypeVar("Number", int, float)
 
@@ -52,7 +53,7 @@ class TrainingPolicy:
     """By segment of the adapter, what its learning rate is multiplied by; 0 freezes it."""
     proximal: float = 0.0
     """Pull of the adapter that a training starts from: mu of FedProx (Li et al. 2020, arXiv:1812.06127)."""
-    tasks: tuple[str, ...] = ("classification", "anomaly")
+    tasks: tuple[str, ...] = TASKS
     """What is trained, of what the package has segments for."""
     reference_windows: int = 24
     """Windows at the start of each recording that anomaly detection takes as normal."""
@@ -73,8 +74,8 @@ class TrainingPolicy:
         check_range("early_stopping", self.early_stopping, 0, 1000)
         check_range("proximal", self.proximal, 0, 1000)
         check_range("reference_windows", self.reference_windows, 4, 4096)
-        if not self.tasks or set(self.tasks) - {"classification", "anomaly"}:
-            raise ValueError(f"tasks: expected classification, anomaly or both, got {shown(self.tasks)}")
+        if not self.tasks or set(self.tasks) - set(TASKS):
+            raise ValueError(f"tasks: expected one or more of {', '.join(TASKS)}, got {shown(self.tasks)}")
         check_range("number of learning_rate_factors", len(self.learning_rate_factors), 0, 256)
         for name, factor in self.learning_rate_factors.items():
             check_range(f"learning_rate_factors of {shown(name)}", factor, 0, 100)

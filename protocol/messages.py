@@ -26,8 +26,8 @@ MAX_COUNT = (1 << 63) - 1
 """Of numbers that a database keeps."""
 BASE_BYTES = 8
 """Of a release's name in a message: enough to notice a mix-up, and the signature covers the rest."""
-CHOICES = ("backbone", "local", "global", "personal", "ensemble")
-DEFAULTS = ("local", "personal", "ensemble")
+CHOICES = ("backbone", "local", "global", "personal", "ensemble", "discriminant", "combined")
+DEFAULTS = ("local", "personal", "ensemble", "discriminant", "combined")
 
 
 def _check_hash(name: str, value: bytes, *, empty: bool = False) -> None:
@@ -242,6 +242,10 @@ class Report:
     """Number of the release before; -1: the device held none."""
     domain: int = 0
     """The domain whose adapter the device goes on from."""
+    discriminant_gain: float = 0.0
+    """Held-out loss of the local adapter minus that of the discriminant head's classifier."""
+    combined_gain: float = 0.0
+    """The same of the ensemble and the classifier together."""
 
     def __post_init__(self) -> None:
         if self.choice not in CHOICES:
@@ -251,10 +255,8 @@ class Report:
             check_range(name, getattr(self, name), 0, MAX_COUNT)
         for name in ("peak_rss_bytes", "bytes_up", "bytes_down", "cpu_seconds"):
             check_range(name, getattr(self, name), 0, MAX_COUNT)
-        check_range("gain", self.gain, -1e3, 1e3)
-        check_range("personal_gain", self.personal_gain, -1e3, 1e3)
-        check_range("ensemble_gain", self.ensemble_gain, -1e3, 1e3)
-        check_range("release_gain", self.release_gain, -1e3, 1e3)
+        for name in ("", "personal_", "ensemble_", "release_", "discriminant_", "combined_"):
+            check_range(f"{name}gain", getattr(self, f"{name}gain"), -1e3, 1e3)
         check_range("compared_with", self.compared_with, -1, MAX_COUNT)
         check_range("domain", self.domain, 0, MAX_DOMAINS - 1)
 

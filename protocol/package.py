@@ -23,8 +23,12 @@ weight 0):
 
 `input_shape` is [channels, length], of pictures [channels, height, width].
 `loss` is the cross-entropy, summed with `weights` and divided by their sum; `gradient` is that of the loss.
-Where the manifest's `tasks` name "anomaly", the adapter has one more segment behind those of the graphs, and
-`parameters` above are those of the graphs alone (`Manifest.graph_parameters`).
+Where the manifest's `tasks` name "discriminant" or "anomaly", the adapter has more segments behind those of
+the graphs, and `parameters` above are those of the graphs alone (`Manifest.graph_parameters`). A package with
+"discriminant" has one more member, which runs on any device that has onnxruntime:
+
+    embedding.onnx       features -> embedding, float32 [batch, embedding_size]: frozen
+
 The manifest names the SHA-256 of every other member. This module works on bytes in memory.
 """
 
@@ -41,7 +45,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from protocol import cbor, records
+from protocol import cbor, discriminant, records
 from protocol.errors import ArtifactError, shown
 from protocol.input_schema import InputSchema, WindowSpec
 from protocol.signing import ENVELOPE_BYTES, PrivateKey, PublicKey, sign, signed_payload, verify
@@ -57,6 +61,7 @@ MANIFEST, PREFIX, STEP, PREDICT, ADAPTER = (
     "adapter.safetensors",
 )
 MEMBERS = (PREFIX, STEP, PREDICT, ADAPTER)
+EMBEDDING = "embedding.onnx"
 TRAINING_MODEL, TRAINING_CHECKPOINT = "training_model.onnx", "training_checkpoint"
 PREFIX_TFLITE, STEP_TFLITE, PREDICT_TFLITE = "prefix.tflite", "step.tflite", "predict.tflite"
 ONNXRUNTIME, ONNXRUNTIME_TRAINING, LITERT = "onnxruntime", "onnxruntime-training", "litert"
@@ -66,9 +71,11 @@ ENGINES: Mapping[str, tuple[str, ...]] = {
     LITERT: (PREFIX_TFLITE, STEP_TFLITE, PREDICT_TFLITE),
 }
 """Training engines, and the members that each of them needs."""
-CLASSIFICATION, ANOMALY = "classification", "anomaly"
-TASKS = (CLASSIFICATION, ANOMALY)
-"""What an adapter can be trained for; the last segment, "anomaly", is the head of anomaly detection."""
+CLASSIFICATION, DISCRIMINANT, ANOMALY = "classification", "discriminant", "anomaly"
+TASKS = (CLASSIFICATION, DISCRIMINANT, ANOMALY)
+"""What an adapter can be trained for. Segments stand in this order: those of the graphs, those of the
+discriminant head (protocol/discriminant.py), and "anomaly", the head of anomaly detection."""
+_SEGMENTS_OF = {DISCRIMINANT: discriminant.SEGMENTS, ANOMALY: (ANOMALY,)}
 MAX_PACKAGE_BYTES = 512 * 1024 * 1024
 MAX_MANIFEST_BYTES = 1024 * 1024
 MAX_DIRECTORY_BYTES = 64 * 1024
@@ -167,7 +174,14 @@ class Manifest:
     @property
     def graph_parameters(self) -> int:
         """Length of the part of the adapter that the graphs take: its beginning."""
-        return self.parameters - (self.segments[-1].size if ANOMALY in self.tasks else 0)
+        return sum(segment.size for segment in self.segments if segment.name not in self._headed)
+
+    @property
+    def embedding_size(self) -> int:
+        """Width of what embedding.onnx gives; 0 where the package has no discriminant head."""
+        if DISCRIMINANT not in self.tasks:
+            return 0
+        return discriminant.dimension_of(self.slices()[discriminant.WITHIN])
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -184,21 +198,60 @@ class Manifest:
 
     def task_slices(self) -> dict[str, slice]:
         """Where the parameters of each task stand in the flat adapter vector; together they cover it."""
-        parts = {CLASSIFICATION: slice(0, self.graph_parameters)}
-        if ANOMALY in self.tasks:
-            parts[ANOMALY] = slice(self.graph_parameters, self.parameters)
+        start = self.graph_parameters
+        parts = {CLASSIFICATION: slice(0, start)}
+        for task in self.tasks[1:]:
+            stop = start + sum(self._sizes[name] for name in _SEGMENTS_OF[task])
+            parts[task] = slice(start, stop)
+            start = stop
         return parts
 
+    def step_ratios(self, ratio: float) -> tuple[float, ...]:
+        """Quantisation step of each segment in root mean squares, where most have `ratio`.
+
+        The statistics of the discriminant head are sums that later releases hardly correct: they are coded
+        finely, and sent rarely.
+        """
+        fine = _SEGMENTS_OF[DISCRIMINANT] if DISCRIMINANT in self.tasks else ()
+        return tuple(
+            min(ratio, discriminant.STEP_RATIO) if segment.name in fine else ratio
+            for segment in self.segments
+        )
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {segment.name: segment.size for segment in self.segments}
+
+    @property
+    def _headed(self) -> set[str]:
+        """Names of the segments that the graphs do not see."""
+        return {name for task in self.tasks[1:] for name in _SEGMENTS_OF[task]}
+
     def _check_tasks(self) -> None:
-        if self.tasks == (CLASSIFICATION,):
-            return
-        if self.tasks != TASKS:
-            raise ValueError(f"tasks: expected {CLASSIFICATION}, with or without {ANOMALY}, got {self.tasks}")
-        head = self.segments[-1]
-        if len(self.segments) < 2 or head.name != ANOMALY or head.size % self.feature_size:
+        known = tuple(task for task in TASKS if task in self.tasks)
+        if self.tasks != known or known[:1] != (CLASSIFICATION,):
             raise ValueError(
-                f"segments: expected {ANOMALY!r} behind those of the graphs, a multiple of "
-                f"{self.feature_size} long, got {shown(head.name)} with {head.size}"
+                f"tasks: expected {CLASSIFICATION}, with or without {DISCRIMINANT} and {ANOMALY}, got "
+                f"{shown(self.tasks)}"
+            )
+        heads = [name for task in self.tasks[1:] for name in _SEGMENTS_OF[task]]
+        names = [segment.name for segment in self.segments]
+        if names[len(names) - len(heads) :] != heads or len(names) == len(heads):
+            raise ValueError(
+                f"segments: expected {', '.join(heads)} behind those of the graphs, got {shown(names)}"
+            )
+        if ANOMALY in self.tasks:
+            self._check_anomaly()
+        if DISCRIMINANT in self.tasks:
+            discriminant.check_sizes(self._sizes, len(self.schema.classes))
+            if EMBEDDING not in self.files:
+                raise ValueError(f"files: expected {EMBEDDING} for the task {DISCRIMINANT}")
+
+    def _check_anomaly(self) -> None:
+        size = self.segments[-1].size
+        if size % self.feature_size:
+            raise ValueError(
+                f"segments: expected {ANOMALY!r} a multiple of {self.feature_size} long, got {size}"
             )
         if self.schema.of_images:
             raise ValueError(f"tasks: {ANOMALY} is for time series, and these are pictures")

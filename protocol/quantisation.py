@@ -10,7 +10,7 @@ machine and in every order of arrival.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,10 @@ MAX_VALUE = 15.0
 MAX_STEP = 16.0
 """With values up to 15, what is decoded stays below 31, well within the range."""
 _DITHER_BITS = 16
+
+
+StepRatio = float | Sequence[float]
+"""One for all segments, or one for each."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,13 @@ def dither_seed(federation: str, device: str, round_number: int, base: bytes) ->
     return hashlib.sha256(text + base).digest()
 
 
+def by_segment(step_ratio: StepRatio, segments: int) -> Sequence[float]:
+    """A step ratio for each segment."""
+    return [step_ratio] * segments if isinstance(step_ratio, float | int) else step_ratio
+
+
 def quantise(
-    vector: NDArray[np.float32], segments: Iterable[slice], seed: bytes, step_ratio: float
+    vector: NDArray[np.float32], segments: Iterable[slice], seed: bytes, step_ratio: StepRatio
 ) -> Quantised:
     """Quantise a vector.
 
@@ -54,7 +63,7 @@ def quantise(
         vector: float32 [parameters], finite, at most 15 in magnitude.
         segments: the parts that get a step of their own; together they cover the vector.
         seed: from `dither_seed`.
-        step_ratio: step in root mean squares of each segment.
+        step_ratio: step in root mean squares of each segment, for all or one by one.
 
     Raises:
         EncodingError: the vector is not finite or out of range.
@@ -64,9 +73,10 @@ def quantise(
     dither = _dither(seed, vector.size).astype(np.float64) / (1 << _DITHER_BITS)
     symbols = np.zeros(vector.size, np.int32)
     steps = bytearray()
-    for part in segments:
+    parts = list(segments)
+    for part, ratio in zip(parts, by_segment(step_ratio, len(parts)), strict=True):
         values = vector[part].astype(np.float64)
-        wanted = min(MAX_STEP, step_ratio * float(np.sqrt(np.mean(values**2))))
+        wanted = min(MAX_STEP, ratio * float(np.sqrt(np.mean(values**2))))
         mantissa, exponent = round_step(int(np.ldexp(wanted, FRACTION_BITS)))
         steps += bytes([mantissa, exponent])
         if mantissa:

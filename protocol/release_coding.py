@@ -28,7 +28,7 @@ from protocol import entropy_coding
 from protocol.domains import restacked, stacked
 from protocol.errors import ArtifactError, EncodingError
 from protocol.messages import BASE_BYTES, Release, adapter_bytes
-from protocol.quantisation import FRACTION_BITS, MAX_STEP, round_step, to_float
+from protocol.quantisation import FRACTION_BITS, MAX_STEP, StepRatio, by_segment, round_step, to_float
 
 MIN_STEP_RATIO, MAX_STEP_RATIO = 1 / 64, 16.0
 MAX_EXPONENT = 27
@@ -55,20 +55,23 @@ class Difference:
     """Entropy-coded symbols (see entropy_coding.py)."""
 
 
-def encode_difference(target: NDArray[np.int64], segments: Iterable[slice], step_ratio: float) -> Difference:
+def encode_difference(
+    target: NDArray[np.int64], segments: Iterable[slice], step_ratio: StepRatio
+) -> Difference:
     """Quantise and code a difference.
 
     Args:
         target: int64 [parameters], units of 2**-30, below 2**38 in magnitude, at most 4,000,000 parameters.
         segments: the parts that get a step of their own; together they cover the vector.
-        step_ratio: step in root mean squares of each segment, 0.25 to 16. From 0.25 on, symbols stay below
-            2**20 and are fewer than 4096, whatever the vector.
+        step_ratio: step in root mean squares of each segment, for all or one by one, 0.25 to 16. From 0.25
+            on, symbols stay below 2**20 and are fewer than 4096, whatever the vector.
     """
     symbols = np.zeros(target.size, np.int32)
     steps = bytearray()
-    for part in segments:
+    parts = list(segments)
+    for part, ratio in zip(parts, by_segment(step_ratio, len(parts)), strict=True):
         values = target[part]
-        units = min(int(step_ratio * _root_mean_square(values)), int(MAX_STEP) << FRACTION_BITS)
+        units = min(int(ratio * _root_mean_square(values)), int(MAX_STEP) << FRACTION_BITS)
         mantissa, exponent = round_step(units)
         steps += bytes([mantissa, exponent])
         if mantissa:

@@ -29,6 +29,7 @@ from server import replay as replaying
 from server.config import ServerConfig, load
 from server.database import reason
 from server.errors import ServerError
+from server.evaluation import first_default
 from server.relatedness import drawing
 from server.relatedness.from_journal import of_journal
 from server.relatedness.groups import suggest
@@ -106,7 +107,14 @@ def _push(options: argparse.Namespace, config: ServerConfig) -> int:
         package = _unpack_signed(data, [PublicKey.from_hex(key) for key in keys])
     name = f"{package.manifest.name} {package.manifest.version}"
     with _store(config) as store:
-        version = store.add_package(data, hashlib.sha256(data).digest(), name, package.adapter, time.time())
+        version = store.add_package(
+            data,
+            hashlib.sha256(data).digest(),
+            name,
+            package.adapter,
+            time.time(),
+            default=first_default(package.manifest.tasks),
+        )
     print(
         f"pushed {name} as version {version}: {len(data):,} bytes, "
         f"{package.manifest.parameters:,} adapter parameters, sha256 {package.sha256.hex()}"

@@ -94,7 +94,8 @@ class Counting:
         difference, decoded = None, target
         if coded:
             segments = stacked(self._manifest.slices().values(), parameters, domains)
-            difference = encode_difference(target, segments, self._release_step_ratio)
+            ratios = self._manifest.step_ratios(self._release_step_ratio) * domains
+            difference = encode_difference(target, segments, ratios)
             decoded = decode_difference(difference, segments, target.size)
         adapter = add_difference(restacked(base.adapter, parameters, domains), decoded)
         weight = max(1, self._labelled)
@@ -109,7 +110,7 @@ class Counting:
             self._updates,
             self._weight,
             {"loss_before": self._loss_before / weight, "loss_after": self._loss_after / weight},
-            fleet_default(reports, base.default_choice),
+            fleet_default(reports, base.default_choice, self._manifest.tasks),
             difference,
             target - decoded if coded else 0,
             moments,

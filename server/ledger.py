@@ -15,7 +15,7 @@ from protocol.release_coding import adapter_sha256
 from protocol.signing import PublicKey
 from server import tables, withdrawals
 from server.database import Database, next_number
-from server.evaluation import FIRST
+from server.evaluation import TOGETHER
 from server.guard import Evidence
 from server.ledger_records import (
     JournalledUpdate,
@@ -39,13 +39,21 @@ class Ledger:
         packages.mkdir(parents=True, exist_ok=True)
 
     def add_package(
-        self, data: bytes, sha256: bytes, name: str, initial: NDArray[np.float32], now: float
+        self,
+        data: bytes,
+        sha256: bytes,
+        name: str,
+        initial: NDArray[np.float32],
+        now: float,
+        *,
+        default: str = TOGETHER,
     ) -> int:
         """Keep a package and its initial adapter as the newest release; returns the package's version.
 
         The package that runs already is left as it is: pushing twice does nothing.
 
-        An open round of the package before ends without a release.
+        An open round of the package before ends without a release. `default` is what devices use of the
+        initial release unless their own held-out windows show otherwise.
         """
         newest = self.newest_package()
         path = self.package_path(sha256)
@@ -80,7 +88,7 @@ class Ledger:
                 updates=0,
                 weight=0,
                 metrics={},
-                default_choice=FIRST,
+                default_choice=default,
             )
             connection.execute(tables.releases.insert().values(release_row(release)))
         return version

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from models import embedding
 from models.errors import AdapterError
 from protocol.input_schema import InputSchema, WindowSpec
 
@@ -26,6 +27,8 @@ class Backbone(nn.Module, ABC):
     """Layers to adapt, by kind of adapter; none for kind head."""
     RANKS: ClassVar[Mapping[str, int]]
     """Default rank, by kind of adapter."""
+    EMBEDDING: ClassVar[str] = embedding.FEATURES
+    """Where in the network a discriminant head does best: a place of models/embedding.py."""
 
     mean: Tensor
     deviation: Tensor

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from models import embedding
 from models.backbones.backbone import Backbone, check_kind
 from protocol.input_schema import InputSchema, WindowSpec
 
@@ -33,6 +34,7 @@ class Conv2dBackbone(Backbone):
         "lora": ("project.1", "blocks.0.0", "blocks.1.0"),
     }
     RANKS: ClassVar = {"bottleneck": 16, "lora": 8}
+    EMBEDDING = embedding.LAST
 
     def __init__(self, channels: int, classes: int, height: int, width: int) -> None:
         super().__init__(channels, 2)

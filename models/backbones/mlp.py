@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from models import embedding
 from models.backbones.backbone import Backbone, check_kind
 from models.errors import AdapterError
 from protocol.input_schema import InputSchema, WindowSpec
@@ -30,6 +31,7 @@ class MlpBackbone(Backbone):
         "lora": ("stem.1", "blocks.0.0", "blocks.1.0"),
     }
     RANKS: ClassVar = {"bottleneck": 16, "lora": 8}
+    EMBEDDING = embedding.FIRST
 
     def __init__(self, channels: int, classes: int, length: int) -> None:
         super().__init__(channels, 1)

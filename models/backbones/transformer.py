@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models import embedding
 from models.backbones.backbone import Backbone, check_kind
 from models.errors import AdapterError
 from protocol.input_schema import InputSchema, WindowSpec
@@ -53,6 +54,7 @@ class TransformerBackbone(Backbone):
     ADAPTER = "lora"
     LAYERS: ClassVar = {"bottleneck": tuple(f"blocks.{i}" for i in range(BLOCKS)), "lora": PROJECTIONS}
     RANKS: ClassVar = {"bottleneck": 16, "lora": 8}
+    EMBEDDING = embedding.LAST
 
     def __init__(self, channels: int, classes: int, length: int) -> None:
         super().__init__(channels, 1)

@@ -1,9 +1,12 @@
 """The relatedness of a federation's devices, from the updates that its journal holds."""
 
+import numpy as np
+from numpy.typing import NDArray
+
 from protocol.charter import StalenessPolicy
 from protocol.domains import adapter_of
 from protocol.errors import ProtocolError
-from protocol.package import Manifest, unpack
+from protocol.package import DISCRIMINANT, Manifest, unpack
 from protocol.quantisation import to_float
 from protocol.topics import Topics
 from server.errors import ServerError
@@ -30,6 +33,15 @@ def of_journal(store: Ledger, federation: str, rounds: int) -> Relatedness:
     return directions(store, federation, package.version, manifest, rounds).relatedness()
 
 
+def learned_by_gradients(manifest: Manifest) -> NDArray[np.int64]:
+    """Parameters that tell who learns alike, int64: all but the discriminant head.
+
+    Its steps are full of what a few windows happened to be, and far longer than the others.
+    """
+    head = manifest.task_slices().get(DISCRIMINANT, slice(0, 0))
+    return np.delete(np.arange(manifest.parameters), head)
+
+
 def directions(
     store: Ledger, federation: str, package_version: int, manifest: Manifest, rounds: int
 ) -> Directions:
@@ -45,7 +57,8 @@ def directions(
         manifest: of the package.
         rounds: most rounds to look at.
     """
-    found_directions, topics = Directions(manifest.parameters), Topics(federation)
+    compared = learned_by_gradients(manifest)
+    found_directions, topics = Directions(compared.size), Topics(federation)
     looked_at = 0
     for row in store.rounds():  # newest first
         if looked_at == rounds or row["package_version"] != package_version:
@@ -66,7 +79,9 @@ def directions(
             devices = [device for device, _ in found]
             # What each has become, and not by how much: after a split they do not start from one adapter.
             vectors = [
-                adapter_of(base.adapter, manifest.parameters, accepted.domain) + to_float(accepted.vector)
+                (adapter_of(base.adapter, manifest.parameters, accepted.domain) + to_float(accepted.vector))[
+                    compared
+                ]
                 for _, accepted in found
             ]
             found_directions.add_round(

@@ -43,7 +43,10 @@ EXAMPLES: dict[type, Any] = {
     ),
     DeviceState: DeviceState(True, 5, A, "0.1", B, 3, 7),
     Announcement: Announcement(
-        2, "n", Artifact(A, 5, 4, (B, C)), TrainingPolicy("sgd", 0.5, 0.0, 0.0, 1, False, 1.0, 1.0, 9, 0.0)
+        2,
+        "n",
+        Artifact(A, 5, 4, (B, C)),
+        TrainingPolicy("sgd", 0.5, 0.0, 0.0, 1, False, 1.0, 1.0, 9, 0.0, tasks=("classification", "anomaly")),
     ),
     ChunkRequest: ChunkRequest(A, (0, 2)),
     Chunk: Chunk(A, 1, b"data"),
