@@ -143,6 +143,7 @@ class LogisticEngine:
     feature_size = FEATURES
     parameters = PARAMETERS
     classes = len(CLASSES)
+    embedding_size = 0
 
     def __init__(self) -> None:
         self.windows_seen = 0
@@ -154,6 +155,9 @@ class LogisticEngine:
 
     def predict(self, adapter: NDArray[np.float32], features: NDArray[np.float32]) -> NDArray[np.float32]:
         return (features @ adapter[:4].reshape(2, 2) + adapter[4:]).astype(np.float32)
+
+    def embed(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        raise NotImplementedError
 
     def loss_and_gradient(
         self,

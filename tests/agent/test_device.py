@@ -599,7 +599,7 @@ def test_the_default_of_the_release_is_what_a_device_with_few_labels_uses_and_sa
     used = ensemble.in_use(device.store)
     assert used is not None
     kept = [device.store.adapter(name) for name in ("local_full", "global", "personal_full")]
-    assert [a.tolist() for a, _ in used.members] == [a.tolist() for a in kept if a is not None]
+    assert [member.vector.tolist() for member in used.members] == [a.tolist() for a in kept if a is not None]
     device.close()
 
 
@@ -646,7 +646,7 @@ def test_a_store_in_which_a_mean_of_adapters_was_in_use_goes_on(trained: Device)
     assert (report.choice, report.ensemble_gain) == ("personal", 0.0)
     used = ensemble.in_use(trained.store)
     assert used is not None
-    assert [adapter.tolist() for adapter, _ in used.members] == [mean.tolist()]
+    assert [member.vector.tolist() for member in used.members] == [mean.tolist()]
     found = trained.store.adapter("local_full")
     assert found is not None
     assert found.tolist() == local.tolist()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from agent import ensemble
 from agent.dataset import Labelled
-from agent.ensemble import MEMBERS, Ensemble
+from agent.ensemble import MEMBERS, Ensemble, Member
 from agent.errors import AgentError
 from agent.gate import Decision
 from agent.store import Store
@@ -40,7 +40,7 @@ FIRST, SECOND, THIRD = np.eye(CLASSES, dtype=np.float32) * 2
 
 
 def said(*members: tuple[Any, float]) -> NDArray[np.float64]:
-    made = Ensemble(tuple((np.asarray(a, np.float32).reshape(-1), scale) for a, scale in members))
+    made = Ensemble(tuple(Member(np.asarray(a, np.float32).reshape(-1), scale) for a, scale in members))
     windows = np.arange(len(np.asarray(members[0][0]).reshape(-1, CLASSES)), dtype=np.float32)
     return made.logits(ENGINE_THAT_SAYS, windows[:, None])
 
@@ -61,7 +61,9 @@ def test_an_adapter_alone_says_what_it_says() -> None:
 
 def test_a_single_window_is_predicted_as_among_many() -> None:
     random = np.random.Generator(np.random.PCG64(1))
-    members = tuple((random.normal(size=PARAMETERS).astype(np.float32), scale) for scale in (0.5, 2.0, 7.0))
+    members = tuple(
+        Member(random.normal(size=PARAMETERS).astype(np.float32), scale) for scale in (0.5, 2.0, 7.0)
+    )
     windows = data(9, 8).features
     together = Ensemble(members).logits(ENGINE, windows)
     for index in range(len(windows)):
@@ -83,7 +85,7 @@ def test_a_member_that_breaks_down_on_a_window_has_no_say_there(broken: float) -
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_scale_that_is_no_divisor_is_refused(scale: float) -> None:
     with pytest.raises(ValueError, match="scale: expected a positive number"):
-        Ensemble(((START, scale),))
+        Member(START, scale)
     with pytest.raises(ValueError, match="expected at least one"):
         Ensemble(())
 
@@ -135,7 +137,7 @@ def test_a_release_that_is_nonsense_makes_the_gate_leave_the_ensemble() -> None:
     adapters = learned(NONSENSE)
     verdict = judge(ENGINE, adapters, TRAINING, HELD_OUT, "ensemble")
     assert verdict.decision.choice == "local"
-    assert verdict.ensemble_gain < 0
+    assert verdict.gains["ensemble"] < 0
     assert accuracy(verdict, adapters) > 0.9
 
 
@@ -156,13 +158,12 @@ def test_a_default_that_is_wrong_on_too_few_windows_for_proof_is_vetoed_all_the_
 def test_what_is_used_was_trained_on_all_windows_and_what_is_judged_was_not() -> None:
     adapters = learned(train(ENGINE, START, data(50, 50, seed=7), POLICY, random()))
     verdict = judge(ENGINE, adapters, TRAINING, HELD_OUT, "ensemble")
-    used = [adapter for adapter, _ in verdict.used(adapters).members]
-    assert [a.tobytes() for a in used] == [
+    assert [member.vector.tobytes() for member in verdict.used(adapters).members] == [
         adapters[name].tobytes() for name in ("local_full", "global", "personal_full")
     ]
     changed = {**adapters, "local_full": NONSENSE, "personal_full": NONSENSE}
     again = judge(ENGINE, changed, TRAINING, HELD_OUT, "ensemble")
-    assert (again.decision, again.ensemble_gain) == (verdict.decision, verdict.ensemble_gain)
+    assert (again.decision, again.gains) == (verdict.decision, verdict.gains)
 
 
 @pytest.mark.parametrize("default", ["local", "ensemble"])
@@ -171,7 +172,7 @@ def test_without_held_out_windows_the_default_stays_and_its_scales_are_those_of_
 ) -> None:
     adapters, nothing = learned(START + 0.5), HELD_OUT.take(np.zeros(0, np.int64))
     verdict = judge(ENGINE, adapters, TRAINING, nothing, default)
-    assert (verdict.decision.choice, verdict.ensemble_gain) == (default, 0.0)
+    assert (verdict.decision.choice, set(verdict.gains.values())) == (default, {0.0})
     expected = {name: ENGINE.predict(adapters[name], TRAINING.features).std() for name in verdict.scales}
     assert verdict.scales == pytest.approx(expected)
     unlabelled = judge(ENGINE, adapters, nothing, nothing, default)
@@ -214,7 +215,9 @@ def test_every_other_choice_is_one_adapter(choice: str, name: str) -> None:
     store, adapters, _ = store_with(choice)
     found = ensemble.in_use(store)
     assert found is not None
-    assert [(adapter.tobytes(), scale) for adapter, scale in found.members] == [(adapters[name].tobytes(), 1)]
+    assert [(member.vector.tobytes(), member.scale) for member in found.members] == [
+        (adapters[name].tobytes(), 1)
+    ]
     store.close()
 
 
@@ -224,7 +227,7 @@ def test_before_a_package_there_is_nothing_to_use_and_after_it_what_the_package_
     store.install(1, b"p" * 32, START + 3, TrainingPolicy(), SendingPolicy())
     found = ensemble.in_use(store)
     assert found is not None
-    assert [adapter.tolist() for adapter, _ in found.members] == [(START + 3).tolist()]
+    assert [member.vector.tolist() for member in found.members] == [(START + 3).tolist()]
     store.adopt(0, b"b" * 32, {}, "ensemble", {})
     with pytest.raises(AgentError, match="the store lost its adapters"):
         ensemble.in_use(store)

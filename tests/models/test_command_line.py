@@ -69,7 +69,15 @@ def test_a_pretrained_package_verifies_and_tells_what_it_is(
     assert main(["inspect", str(file), "--publisher", publisher, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["signature"] == f"good, by {publisher}"
-    assert facts["segments"] == {"blocks.0.bottleneck": 4496, "blocks.1.bottleneck": 4496, "head": 258}
+    assert facts["segments"] == {
+        "blocks.0.bottleneck": 4496,
+        "blocks.1.bottleneck": 4496,
+        "head": 258,
+        "discriminant.within": 128 * 129 // 2,
+        "discriminant.means": 2 * 128,
+        "discriminant.between": 2,
+        "discriminant.rounds": 1,
+    }
     assert facts["bytes"] < 1_000_000
     assert max(facts["parity"].values()) <= 1e-5
     assert 0 <= facts["metrics"]["held_out_accuracy"] <= 1

@@ -56,7 +56,7 @@ EXAMPLES: dict[type, Any] = {
     Release: Release(
         3, A, B[:8], C, b"z", 2, 9, {"m": 1.0}, "personal", b"\x01\x02", Artifact(A, 5, 8, (B,)), 2, 3
     ),
-    Report: Report(3, "personal", 4, 0.5, 6, 7, 1.5, 8, 9, 10, ("p",), 0.25, 0.0, -0.5, 2, 3),
+    Report: Report(3, "personal", 4, 0.5, 6, 7, 1.5, 8, 9, 10, ("p",), 0.25, 0.0, -0.5, 2, 3, 0.125, -0.75),
     ServerState: ServerState(False, 5),
 }
 GOLDEN = {
@@ -96,8 +96,9 @@ GOLDEN = {
         "62626262626262620c020d03"
     ),
     "Report": (
-        "b001030268706572736f6e616c030404f938000506060707f93e00080809090a0a0b8161700cf934000df90000"
+        "b201030268706572736f6e616c030404f938000506060707f93e00080809090a0a0b8161700cf934000df90000"
         "0ef9b8000f021003"
+        "11f9300012f9ba00"
     ),
     "ServerState": "a201f40205",
 }
@@ -195,6 +196,8 @@ class TestEveryMessage:
         (Report, {"choice": "best"}),
         (Report, {"compared_with": -2}),
         (Report, {"release_gain": 2e3}),
+        (Report, {"discriminant_gain": float("nan")}),
+        (Report, {"combined_gain": -2e3}),
     ],
 )
 def test_a_value_out_of_range_cannot_be_built_nor_received(kind: type, change: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol import cbor, records
+from protocol import cbor, discriminant, records
 from protocol.errors import ArtifactError, ProtocolError, SignatureError
 from protocol.input_schema import DEVICE
 from protocol.package import (
@@ -23,6 +23,8 @@ from protocol.package import (
     ANOMALY,
     CLASSIFICATION,
     CONTEXT,
+    DISCRIMINANT,
+    EMBEDDING,
     EXTRACT_MEMORY,
     MANIFEST,
     MAX_ADAPTER_HEADER_BYTES,
@@ -40,6 +42,7 @@ from protocol.package import (
 )
 from protocol.signing import sign
 from tests.builders import (
+    CLASSES,
     FEATURES,
     PARAMETERS,
     PUBLISHER,
@@ -313,15 +316,64 @@ def test_a_manifest_out_of_range_is_refused(change: dict[str, Any]) -> None:
 
 
 HEAD = Segment(ANOMALY, FEATURES)
+WITH_ANOMALY, WITH_DISCRIMINANT = (CLASSIFICATION, ANOMALY), (CLASSIFICATION, DISCRIMINANT)
+DIMENSION = 3
+DISCRIMINANT_SEGMENTS = tuple(
+    Segment(name, size) for name, size in discriminant.sizes(DIMENSION, len(CLASSES)).items()
+)
+DISCRIMINANT_PARAMETERS = 6 + 2 * DIMENSION + 2 + 1
+
+
+def manifest_of(tasks: tuple[str, ...], *heads: Segment) -> Manifest:
+    """Of a package that has an embedding as well."""
+    manifest = tiny_manifest({**tiny_members(), EMBEDDING: b"embedding"})
+    return replace(manifest, tasks=tasks, segments=(*SEGMENTS, *heads))
 
 
 def test_a_package_of_two_tasks_says_what_the_graphs_see() -> None:
-    manifest = replace(tiny_manifest(tiny_members()), tasks=TASKS, segments=(*SEGMENTS, HEAD))
+    manifest = replace(tiny_manifest(tiny_members()), tasks=WITH_ANOMALY, segments=(*SEGMENTS, HEAD))
     assert (manifest.parameters, manifest.graph_parameters) == (PARAMETERS + FEATURES, PARAMETERS)
     parts = {CLASSIFICATION: slice(0, PARAMETERS), ANOMALY: slice(PARAMETERS, PARAMETERS + FEATURES)}
     assert manifest.task_slices() == parts
+    assert manifest.embedding_size == 0
     payload = cbor.decode(cbor.encode(records.to_numbered(manifest)), limit=1 << 16)
     assert records.from_numbered(Manifest, payload) == manifest
+
+
+def test_a_package_of_three_tasks_says_what_the_graphs_see() -> None:
+    manifest = manifest_of(TASKS, *DISCRIMINANT_SEGMENTS, HEAD)
+    assert (manifest.graph_parameters, manifest.embedding_size) == (PARAMETERS, DIMENSION)
+    between = PARAMETERS + DISCRIMINANT_PARAMETERS
+    assert manifest.task_slices() == {
+        CLASSIFICATION: slice(0, PARAMETERS),
+        DISCRIMINANT: slice(PARAMETERS, between),
+        ANOMALY: slice(between, between + FEATURES),
+    }
+    assert manifest.parameters == between + FEATURES
+    payload = cbor.decode(cbor.encode(records.to_numbered(manifest)), limit=1 << 16)
+    assert records.from_numbered(Manifest, payload) == manifest
+
+
+@pytest.mark.parametrize(("ratio", "fine"), [(2.5, 0.5), (0.5, 0.5), (0.25, 0.25)])
+def test_only_the_discriminant_head_is_coded_finer_than_the_charter_says(ratio: float, fine: float) -> None:
+    manifest = manifest_of(TASKS, *DISCRIMINANT_SEGMENTS, HEAD)
+    assert manifest.step_ratios(ratio) == (ratio, ratio, fine, fine, fine, fine, ratio)
+    # A layer of the user's may have been called like that.
+    assert replace(manifest, tasks=(CLASSIFICATION,)).step_ratios(ratio) == (ratio,) * 7
+
+
+def test_a_package_with_an_embedding_is_packed_and_opened_and_not_without_it() -> None:
+    members = {
+        **tiny_members((0.0,) * (PARAMETERS + DISCRIMINANT_PARAMETERS)),
+        EMBEDDING: b"embedding",
+    }
+    manifest = replace(
+        tiny_manifest(members), tasks=WITH_DISCRIMINANT, segments=(*SEGMENTS, *DISCRIMINANT_SEGMENTS)
+    )
+    package = unpack(pack(manifest, members, PUBLISHER), PUBLISHER.public)
+    assert package.members[EMBEDDING] == b"embedding"
+    with pytest.raises(ArtifactError):
+        pack(manifest, {name: content for name, content in members.items() if name != EMBEDDING}, PUBLISHER)
 
 
 def test_a_package_from_before_there_were_tasks_is_for_classification() -> None:
@@ -336,19 +388,52 @@ def test_a_package_from_before_there_were_tasks_is_for_classification() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"tasks": TASKS},  # no head
+        {"tasks": WITH_ANOMALY},  # no head
         {"tasks": (), "segments": (*SEGMENTS, HEAD)},
         {"tasks": (ANOMALY,), "segments": (*SEGMENTS, HEAD)},
         {"tasks": (ANOMALY, CLASSIFICATION), "segments": (*SEGMENTS, HEAD)},
         {"tasks": (CLASSIFICATION, "forecast"), "segments": (*SEGMENTS, HEAD)},
-        {"tasks": TASKS, "segments": (HEAD,)},
-        {"tasks": TASKS, "segments": (HEAD, *SEGMENTS)},
-        {"tasks": TASKS, "segments": (*SEGMENTS, Segment(ANOMALY, FEATURES + 1))},
+        {"tasks": WITH_ANOMALY, "segments": (HEAD,)},
+        {"tasks": WITH_ANOMALY, "segments": (HEAD, *SEGMENTS)},
+        {"tasks": WITH_ANOMALY, "segments": (*SEGMENTS, Segment(ANOMALY, FEATURES + 1))},
+        {"tasks": TASKS, "segments": (*SEGMENTS, HEAD)},  # one head of two
     ],
 )
 def test_tasks_without_their_segments_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
         replace(tiny_manifest(tiny_members()), **change)
+
+
+HEADS = DISCRIMINANT_SEGMENTS
+TWICE = (*HEADS[:2], Segment(discriminant.BETWEEN, 1), *HEADS[3:])
+
+
+@pytest.mark.parametrize(
+    ("tasks", "segments", "message"),
+    [
+        (WITH_DISCRIMINANT, SEGMENTS, "segments: expected discriminant.within"),
+        (WITH_DISCRIMINANT, HEADS, "behind those of the graphs"),
+        (WITH_DISCRIMINANT, (*HEADS, *SEGMENTS), "behind those of the graphs"),
+        (WITH_DISCRIMINANT, (*SEGMENTS, *HEADS[::-1]), "behind those of the graphs"),
+        (WITH_DISCRIMINANT, (*SEGMENTS, *HEADS[:-1]), "behind those of the graphs"),
+        (WITH_DISCRIMINANT, (*SEGMENTS, *TWICE), "a discriminant head of 2 classes"),
+        (TASKS, (*SEGMENTS, HEAD, *HEADS), "behind those of the graphs"),
+        ((CLASSIFICATION, ANOMALY, DISCRIMINANT), (*SEGMENTS, HEAD, *HEADS), "tasks: expected"),
+        ((DISCRIMINANT,), (*SEGMENTS, *HEADS), "tasks: expected"),
+        ((*WITH_DISCRIMINANT, DISCRIMINANT), (*SEGMENTS, *HEADS), "tasks: expected"),
+    ],
+)
+def test_a_discriminant_head_out_of_place_or_size_is_refused(
+    tasks: tuple[str, ...], segments: tuple[Segment, ...], message: str
+) -> None:
+    manifest = tiny_manifest({**tiny_members(), EMBEDDING: b"embedding"})
+    with pytest.raises(ValueError, match=message):
+        replace(manifest, tasks=tasks, segments=segments)
+
+
+def test_a_discriminant_head_without_its_embedding_is_refused() -> None:
+    with pytest.raises(ValueError, match="files: expected embedding.onnx for the task discriminant"):
+        replace(tiny_manifest(tiny_members()), tasks=WITH_DISCRIMINANT, segments=(*SEGMENTS, *HEADS))
 
 
 def test_an_empty_segment_is_refused() -> None:
