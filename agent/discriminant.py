@@ -30,6 +30,8 @@ REFRESH = 8
 """Later on, devices contribute to each release whose number is a multiple of this."""
 LONGEST_STEP = 1.0
 """L2 norm of a step at most, whatever the data."""
+LARGEST_VALUE = 1e9
+"""Of an embedded window. One that is farther off, or no number, would leave nothing of the others."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Discriminant:
             ValueError: it has another size.
         """
         values = vector.astype(np.float64)
-        dimension = int((np.sqrt(classes * classes + 4.0 * (len(values) - classes)) - classes) / 2 + 0.5)
+        root = np.sqrt(classes * classes + 4.0 * max(0, len(values) - classes))
+        dimension = int((root - classes) / 2 + 0.5)
         if dimension < 1 or dimension * dimension + classes * (dimension + 1) != len(values):
             raise ValueError(f"expected a classifier of {classes} classes, got {len(values)} values")
         end = dimension * dimension
@@ -85,6 +88,7 @@ def fit(statistics: Statistics, embedded: Floats, labels: Labels) -> Discriminan
         embedded: labelled windows, float32 [n, dimension].
         labels: int64 [n].
     """
+    embedded, labels = _usable(embedded, labels)
     whitening = _whitening(statistics.within)
     between = max(float(statistics.between.mean()), BETWEEN_FLOOR)
     sums = np.zeros_like(statistics.means)
@@ -107,6 +111,7 @@ def advance(head: Floats, embedded: Floats, labels: Labels, release: int) -> Flo
         labels: int64 [n]; without any the head stays.
         release: number of the release; between the first rounds and the next refreshing nothing is said.
     """
+    embedded, labels = _usable(embedded, labels)
     statistics = Statistics.of(head, embedded.shape[1])
     rounds = round(statistics.rounds)
     if not len(labels) or (rounds >= FRESH_ROUNDS and release % REFRESH):
@@ -120,6 +125,12 @@ def advance(head: Floats, embedded: Floats, labels: Labels, release: int) -> Flo
     if not np.isfinite(length):
         return head
     return np.asarray(head + step * min(1.0, LONGEST_STEP / length), np.float32)
+
+
+def _usable(embedded: Floats, labels: Labels) -> tuple[Floats, Labels]:
+    """Labelled windows without those that are broken."""
+    usable = (np.abs(embedded) <= LARGEST_VALUE).all(axis=1)  # also false for NaN
+    return embedded[usable], labels[usable]
 
 
 def _own(statistics: Statistics, embedded: Doubles, labels: Labels) -> Statistics:
