@@ -8,9 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol import discriminant
+from protocol.discriminant import Statistics
 from protocol.input_schema import InputSchema, WindowSpec
 from protocol.package import (
     ADAPTER,
+    CLASSIFICATION,
+    DISCRIMINANT,
+    EMBEDDING,
     PREDICT,
     PREFIX,
     STEP,
@@ -31,6 +36,17 @@ WIDE_SEGMENTS = (Segment("first", 800), Segment("second", 400))
 WIDE_PARAMETERS = 1200
 FEATURES = 2
 BATCH = 8
+DIMENSION = 2
+"""Of the embedding of `discriminant_package`."""
+HEADED = (CLASSIFICATION, DISCRIMINANT)
+HEADED_SEGMENTS = (
+    *SEGMENTS,
+    *(Segment(name, size) for name, size in discriminant.sizes(DIMENSION, len(CLASSES)).items()),
+)
+HEADED_PARAMETERS = sum(segment.size for segment in HEADED_SEGMENTS)
+INITIAL_STATISTICS = Statistics(
+    0.05 * np.eye(DIMENSION), np.zeros((len(CLASSES), DIMENSION)), np.ones(len(CLASSES))
+)
 
 
 def private_key(number: int) -> PrivateKey:
@@ -115,6 +131,22 @@ def tiny_package(
     return pack(tiny_manifest(members, name, segments), members, key)
 
 
+def discriminant_manifest(members: Mapping[str, bytes]) -> Manifest:
+    """Describe the tiny package with a discriminant head."""
+    return replace(tiny_manifest(members), segments=HEADED_SEGMENTS, tasks=HEADED)
+
+
+def headed_adapter(level: float = 0.0, statistics: Statistics = INITIAL_STATISTICS) -> NDArray[np.float32]:
+    """An adapter of the tiny package with a discriminant head, float32 [parameters]."""
+    return np.concatenate([np.full(PARAMETERS, level, np.float32), statistics.head()])
+
+
+def discriminant_package() -> bytes:
+    """Pack and sign the tiny package with a discriminant head."""
+    members = {**tiny_members(), ADAPTER: write_adapter(headed_adapter()), EMBEDDING: b"embedding"}
+    return pack(discriminant_manifest(members), members, PUBLISHER)
+
+
 def repacked(manifest: Manifest, member: str, content: bytes, members: Mapping[str, bytes]) -> bytes:
     """Pack again with another content of one member, rightly hashed and signed."""
     changed = {**members, member: content}
@@ -176,6 +208,30 @@ class LogisticEngine:
         error = shares * part[:, None]
         gradient = np.concatenate([(features.T @ error).reshape(-1), error.sum(axis=0)])
         return loss, gradient.astype(np.float32)
+
+
+class DiscriminantEngine(LogisticEngine):
+    """The same regression beside an embedding: its adapter has a discriminant head, which it does not see."""
+
+    parameters = HEADED_PARAMETERS
+    embedding_size = DIMENSION
+    _mixing = np.array([[0.25, 0.1], [0.5, -1.0]], np.float32)
+
+    def embed(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        return features @ self._mixing
+
+    def predict(self, adapter: NDArray[np.float32], features: NDArray[np.float32]) -> NDArray[np.float32]:
+        return super().predict(adapter[:PARAMETERS], features)
+
+    def loss_and_gradient(
+        self,
+        adapter: NDArray[np.float32],
+        features: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        weights: NDArray[np.float32],
+    ) -> tuple[float, NDArray[np.float32]]:
+        loss, gradient = super().loss_and_gradient(adapter, features, labels, weights)
+        return loss, np.pad(gradient, (0, HEADED_PARAMETERS - PARAMETERS))
 
 
 class WideEngine(LogisticEngine):

@@ -14,6 +14,7 @@ import pytest
 from models.__main__ import main
 from models.errors import ModelError
 from models.packages import verify
+from protocol import discriminant
 from protocol.package import PREFIX, STEP, Manifest, pack, unpack
 from protocol.signing import PrivateKey, PublicKey
 from tests.models.fleets import FLEET, write_fleet
@@ -73,10 +74,7 @@ def test_a_pretrained_package_verifies_and_tells_what_it_is(
         "blocks.0.bottleneck": 4496,
         "blocks.1.bottleneck": 4496,
         "head": 258,
-        "discriminant.within": 128 * 129 // 2,
-        "discriminant.means": 2 * 128,
-        "discriminant.between": 2,
-        "discriminant.rounds": 1,
+        **discriminant.sizes(128, 2),
     }
     assert facts["bytes"] < 1_000_000
     assert max(facts["parity"].values()) <= 1e-5

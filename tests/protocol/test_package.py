@@ -321,7 +321,7 @@ DIMENSION = 3
 DISCRIMINANT_SEGMENTS = tuple(
     Segment(name, size) for name, size in discriminant.sizes(DIMENSION, len(CLASSES)).items()
 )
-DISCRIMINANT_PARAMETERS = 6 + 2 * DIMENSION + 2 + 1
+DISCRIMINANT_PARAMETERS = sum(segment.size for segment in DISCRIMINANT_SEGMENTS)
 
 
 def manifest_of(tasks: tuple[str, ...], *heads: Segment) -> Manifest:
@@ -432,7 +432,7 @@ def test_a_discriminant_head_out_of_place_or_size_is_refused(
 
 
 def test_a_discriminant_head_without_its_embedding_is_refused() -> None:
-    with pytest.raises(ValueError, match="files: expected embedding.onnx for the task discriminant"):
+    with pytest.raises(ValueError, match=r"files: expected embedding\.onnx for the task discriminant"):
         replace(tiny_manifest(tiny_members()), tasks=WITH_DISCRIMINANT, segments=(*SEGMENTS, *HEADS))
 
 
