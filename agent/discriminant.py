@@ -1,12 +1,14 @@
 """Telling classes apart by a handful of labels, with what the fleet knows of how windows scatter.
 
 Two-covariance PLDA (Ioffe 2006; Kenny 2010) on a frozen embedding. A device's own labels place its classes:
-the mean of a class is that of its windows, pulled towards the fleet's mean of the class as far as devices
-agree on it. How windows scatter about these means comes from the head (protocol/discriminant.py), which a
-whole fleet has learned: 5 windows per class cannot tell which of 128 directions carry noise. All is closed
-form, in milliseconds. Messages, the gate and the adapters of the graphs are not handled here.
+the mean of a class is that of its windows, pulled towards where the fleet expects it: at the fleet's mean of
+the class, moved by what moves all classes of this device. How far it is pulled, and how windows scatter about
+the means, comes from the head (protocol/discriminant.py), which a whole fleet has learned: 5 windows per
+class cannot tell which of 128 directions carry noise. All is closed form, in milliseconds. Messages, the gate
+and the adapters of the graphs are not handled here.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,13 +92,15 @@ def fit(statistics: Statistics, embedded: Floats, labels: Labels) -> Discriminan
     """
     embedded, labels = _usable(embedded, labels)
     whitening = _whitening(statistics.within)
-    between = max(float(statistics.between.mean()), BETWEEN_FLOOR)
+    own = max(float(statistics.between.mean()) - statistics.shared, BETWEEN_FLOOR)
     sums = np.zeros_like(statistics.means)
-    np.add.at(sums, labels, embedded.astype(np.float64))
+    np.add.at(sums, labels, embedded.astype(np.float64) @ whitening)
     counts = np.bincount(labels, minlength=len(sums)).astype(np.float64)
-    # A Gaussian prior of variance `between` about the fleet's mean, and `counts` windows of variance 1.
-    precision = 1 / between + counts
-    means = (statistics.means / between + sums) @ whitening / precision[:, None]
+    expected = statistics.means @ whitening
+    expected = expected + _offset(expected, sums, counts, own, statistics.shared)
+    # A Gaussian prior of variance `own` about what is expected, and `counts` windows of variance 1.
+    precision = 1 / own + counts
+    means = (expected / own + sums) / precision[:, None]
     return Discriminant(whitening, means, 1 + 1 / precision)
 
 
@@ -138,17 +142,47 @@ def _own(statistics: Statistics, embedded: Doubles, labels: Labels) -> Statistic
     whitening = _whitening(statistics.within)
     means, between = statistics.means.copy(), statistics.between.copy()
     scatter, freedom = np.zeros_like(statistics.within), 0
-    for label in np.unique(labels):
+    apart: dict[int, Doubles] = {}
+    for label in np.unique(labels).tolist():
         windows = embedded[labels == label]
         means[label] = windows.mean(axis=0)
         deviations = windows - means[label]
         scatter += deviations.T @ deviations
         freedom += len(windows) - 1
-        apart = (means[label] - statistics.means[label]) @ whitening
+        apart[label] = (means[label] - statistics.means[label]) @ whitening
         # The device's mean is itself off by the windows' scatter, of variance 1 / windows.
-        between[label] = np.clip(np.mean(apart**2) - 1 / len(windows), 0.0, LARGEST_BETWEEN)
+        between[label] = np.clip(np.mean(apart[label] ** 2) - 1 / len(windows), 0.0, LARGEST_BETWEEN)
     within = scatter / freedom if freedom else statistics.within
-    return Statistics(within, means, between, statistics.rounds)
+    return Statistics(within, means, between, _shared(apart, statistics.shared), statistics.rounds)
+
+
+def _offset(expected: Doubles, sums: Doubles, counts: Doubles, own: float, shared: float) -> Doubles:
+    """By what all classes of the device are moved, whitened, float64 [dimension]: its posterior mean.
+
+    Args:
+        expected: the fleet's means, whitened, float64 [classes, dimension].
+        sums: of the windows of each class, whitened, float64 [classes, dimension].
+        counts: windows of each class, float64 [classes].
+        own: variance of a class's mean about what is expected.
+        shared: variance of the offset.
+    """
+    seen = counts > 0
+    if not shared or not seen.any():
+        return np.zeros(expected.shape[1])
+    apart = sums[seen] / counts[seen, None] - expected[seen]
+    precision = 1 / (own + 1 / counts[seen])
+    return np.asarray(precision @ apart / (1 / shared + precision.sum()))
+
+
+def _shared(apart: Mapping[int, Doubles], held: float) -> float:
+    """Mean product of how far two classes of a device are off: what they have in common, without noise."""
+    if len(apart) < 2:
+        return held
+    rows = np.stack(list(apart.values()))
+    together, alone = float((rows.sum(axis=0) ** 2).mean()), float((rows**2).mean(axis=1).sum())
+    return float(
+        np.clip((together - alone) / (len(rows) * (len(rows) - 1)), -LARGEST_BETWEEN, LARGEST_BETWEEN)
+    )
 
 
 def _whitening(within: Doubles) -> Doubles:

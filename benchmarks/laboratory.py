@@ -122,13 +122,17 @@ class Laboratory:
 
     def accuracy(self, tried: Tried) -> NDArray[np.float64]:
         """Test accuracy of each device, from 0 to 1, float64 [devices]."""
+        return np.array([part.mean() for part in self.right(tried)])
+
+    def right(self, tried: Tried) -> list[NDArray[np.bool_]]:
+        """By device, whether each test window is classified rightly, bool [n]."""
         found = []
         for name, bench in self.devices.items():
             mine = tried if isinstance(tried, np.ndarray) else tried[name]
             mine = mine if isinstance(mine, Ensemble) else single(mine)
             predicted = mine.logits(self.engine, bench.test_features).argmax(1)
-            found.append(np.mean(predicted == bench.test_labels))
-        return np.array(found)
+            found.append(np.asarray(predicted == bench.test_labels))
+        return found
 
     def _bench(self, directory: Path, test: tuple[NDArray[np.float32], NDArray[np.int64]]) -> Bench:
         cache = FeatureCache(directory / "features", self.manifest, limit_bytes=1 << 32)

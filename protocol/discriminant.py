@@ -2,12 +2,14 @@
 
 Two-covariance PLDA (Ioffe 2006; Kenny 2010; Brümmer and de Villiers 2010) on a frozen embedding. Windows of a
 class on a device scatter about the class's mean there, and these means scatter about the fleet's mean of the
-class. How windows scatter is alike for all classes and devices: a handful of labels of one device say little
-about it, those of a whole fleet say much. The head holds, each in a segment of its own,
+class, in part all together: a sensor that is mounted elsewhere moves every class alike. How windows scatter
+is alike for all classes and devices: a handful of labels of one device say little about it, those of a whole
+fleet say much. The head holds, each in a segment of its own,
 
     discriminant.within    the covariance of windows about their device's class mean, upper triangle by rows
     discriminant.means     the fleet's mean of each class
-    discriminant.between   for each class, the variance of devices' means where that of windows is 1
+    discriminant.between   for each class, the variance of devices' means where that of windows is 1;
+                           behind them, the part of it that all classes of a device have in common
     discriminant.rounds    how many releases its statistics are made of
 
 all divided by the dimension, so that no update of it is much longer than 1. Every device's step goes to its
@@ -44,6 +46,8 @@ class Statistics:
     """float64 [classes, dimension]."""
     between: Doubles
     """float64 [classes]."""
+    shared: float = 0.0
+    """The part of `between` that all classes of a device have in common."""
     rounds: float = 0.0
 
     @classmethod
@@ -56,17 +60,19 @@ class Statistics:
         within[np.triu_indices(dimension)] = values[:triangle]
         within = within + np.triu(within, 1).T
         means = values[triangle : triangle + classes * dimension].reshape(classes, dimension)
-        between = np.clip(values[-1 - classes : -1], 0.0, LARGEST_BETWEEN)
-        return cls(within, means, between, float(np.clip(values[-1], 0.0, MOST_ROUNDS)))
+        *between, shared = np.clip(values[-2 - classes : -1], 0.0, LARGEST_BETWEEN)
+        rounds = float(np.clip(values[-1], 0.0, MOST_ROUNDS))
+        return cls(within, means, np.array(between), float(shared), rounds)
 
     def head(self) -> NDArray[np.float32]:
         """Write the head, float32 [parameters]."""
         dimension = len(self.within)
+        numbers = np.array([self.shared, self.rounds])
         parts = [
             self.within[np.triu_indices(dimension)],
             self.means.reshape(-1),
             self.between,
-            np.array([self.rounds]),
+            numbers,
         ]
         return np.asarray(np.concatenate(parts) / dimension, np.float32)
 
@@ -74,7 +80,7 @@ class Statistics:
 def sizes(dimension: int, classes: int) -> dict[str, int]:
     """Parameters of each segment."""
     triangle = dimension * (dimension + 1) // 2
-    return {WITHIN: triangle, MEANS: classes * dimension, BETWEEN: classes, ROUNDS: 1}
+    return {WITHIN: triangle, MEANS: classes * dimension, BETWEEN: classes + 1, ROUNDS: 1}
 
 
 def classes_of(parameters: int, dimension: int) -> int:
@@ -83,7 +89,7 @@ def classes_of(parameters: int, dimension: int) -> int:
     Raises:
         ValueError: no head of this dimension has as many.
     """
-    classes, left = divmod(parameters - 1 - dimension * (dimension + 1) // 2, dimension + 1)
+    classes, left = divmod(parameters - 2 - dimension * (dimension + 1) // 2, dimension + 1)
     if classes < 1 or left:
         raise ValueError(
             f"expected a discriminant head of dimension {dimension}, got {parameters} parameters"

@@ -66,6 +66,8 @@ UP = {kind: TOPICS.up(NAME, kind) for kind in ("state", "update", "report", "get
 class Device:
     """A device on a folder; `restart` kills it and starts another one on the same folder."""
 
+    engine: type[LogisticEngine] = LogisticEngine
+
     def __init__(self, folder: Path, publishers: tuple[str, ...] = ()) -> None:
         self.folder, self.clock, self.wire = folder, Clock(), Wire()
         self.traffic = (11, 22)
@@ -89,7 +91,7 @@ class Device:
             DEVICE_KEY,
             self.wire,
             self.clock,
-            make_engine=lambda *_: LogisticEngine(),
+            make_engine=lambda *_: self.engine(),
             traffic=lambda: self.traffic,
             resources=self.resources,
         )
