@@ -227,7 +227,8 @@ def test_a_classifier_comes_out_of_the_store_as_it_went_in(dimension: int, class
         random.uniform(1, 3, classes),
     )
     vector = made.vector()
-    assert (vector.dtype, vector.size) == (np.float32, dimension**2 + classes * (dimension + 1))
+    assert vector.dtype == np.float32
+    assert vector.size == dimension**2 + classes * (dimension + 1)
     found = Discriminant.of(vector, classes)
     assert found.vector().tobytes() == vector.tobytes()
     embedded = random.normal(size=(5, dimension)).astype(np.float32)

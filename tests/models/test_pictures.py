@@ -15,6 +15,7 @@ from models.export import adapt, export
 from models.fleet_data import SourceDevices
 from models.image_augmentation import ImageAugmentation
 from models.pretrain import pretrain
+from protocol import discriminant
 from protocol.charter import TrainingPolicy
 from protocol.input_schema import ONE_PICTURE
 from protocol.package import unpack
@@ -80,7 +81,8 @@ def test_a_fleet_of_cameras_pre_trains_and_federates(fleet: Path, tmp_path: Path
     package = (tmp_path / "package.zip").read_bytes()
     manifest = unpack(package, None).manifest
     assert manifest.metrics["held_out_accuracy"] > 0.9
-    assert list(manifest.slices()) == ["project.1.lora", "blocks.0.0.lora", "blocks.1.0.lora", "head"]
+    of_graphs = ["project.1.lora", "blocks.0.0.lora", "blocks.1.0.lora", "head"]
+    assert list(manifest.slices()) == [*of_graphs, *discriminant.SEGMENTS]
     experiment = prepare(tmp_path / "run", fleet, Settings(labels_per_class=4))
     spools = {p.device.id: p.directory / "spool" for p in experiment.participants}
     with InProcessFederation(
