@@ -12,12 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from agent import classifiers
 from agent.dataset import Labelled
+from agent.ensemble import FULL, together
 from agent.training import train
 from agent.update import clip
 from benchmarks.adversaries import Attack, View
 from benchmarks.laboratory import Laboratory
 from protocol.charter import StalenessPolicy
+from protocol.package import DISCRIMINANT
 from protocol.quantisation import MAX_VALUE, dequantise, dither_seed, quantise
 from protocol.release_coding import adapter_sha256
 from server.aggregation import bound_norm
@@ -40,6 +43,8 @@ class Accuracy:
     """Of the release as it is."""
     personal: float
     """Of the adapters that the devices trained from it."""
+    classifier: float = 0.0
+    """Of the devices' classifiers with its discriminant head; 0 where the package has none."""
 
 
 class AttackedFleet:
@@ -49,6 +54,7 @@ class AttackedFleet:
         """Take a laboratory's devices and seed."""
         self._lab = lab
         self._parts = list(lab.manifest.slices().values())
+        self._discriminates = bool(lab.engine.embedding_size)
 
     def attackers(self, share: float) -> frozenset[int]:
         """Which devices are hostile, the same for every rule and attack; at least one."""
@@ -63,7 +69,7 @@ class AttackedFleet:
         *,
         attack: Attack | None = None,
         attackers: frozenset[int] = frozenset(),
-    ) -> list[list[tuple[float, float]]]:
+    ) -> list[NDArray[np.float64]]:
         """Run a federation.
 
         Args:
@@ -73,8 +79,8 @@ class AttackedFleet:
             attackers: indices of the hostile devices.
 
         Returns:
-            After each of the last releases, for each device: accuracy in per cent of the release and of the
-            adapter trained from it.
+            After each of the last releases, accuracy in per cent of each device, float64 [devices, 3]: of the
+            release, of the adapter trained from it, and of the classifier that its head gives (or zeros).
         """
         release = ReleaseRecord(
             0,
@@ -92,20 +98,32 @@ class AttackedFleet:
         for number in range(1, rounds + 2):
             trained = self._train(release.adapter, number, attack, attackers)
             if number > rounds + 1 - LAST:
-                of_release = 100 * self._lab.accuracy(release.adapter)
-                of_trained = 100 * self._lab.accuracy(dict(zip(self._lab.devices, trained, strict=True)))
-                found.append(list(zip(of_release, of_trained, strict=True)))
+                of_trained = self._lab.accuracy(dict(zip(self._lab.devices, trained, strict=True)))
+                tested = (self._lab.accuracy(release.adapter), of_trained, self._classified(release.adapter))
+                found.append(100 * np.stack(tested, axis=1))
             if number <= rounds:
                 release = self._close(
                     release, trained, number, aggregation=aggregation, attack=attack, attackers=attackers
                 )
         return found
 
-    def mean(self, found: list[list[tuple[float, float]]], left_out: frozenset[int]) -> Accuracy:
+    def mean(self, found: list[NDArray[np.float64]], left_out: frozenset[int]) -> Accuracy:
         """Average over releases and over the devices that are not left out."""
         honest = [index for index in range(len(self._lab.devices)) if index not in left_out]
-        release, personal = np.mean(np.array(found)[:, honest], axis=(0, 1))
-        return Accuracy(float(release), float(personal))
+        return Accuracy(*np.mean(np.array(found)[:, honest], axis=(0, 1)).tolist())
+
+    def _classified(self, release: Floats) -> NDArray[np.float64]:
+        """Accuracy of each device's classifier, 0 to 1, float64 [devices]."""
+        if not self._discriminates:
+            return np.zeros(len(self._lab.devices))
+        names = [DISCRIMINANT + FULL]
+        made = {
+            name: classifiers.of_release(
+                self._lab.engine, self._lab.manifest, release, bench.training, bench.labelled
+            )
+            for name, bench in self._lab.devices.items()
+        }
+        return self._lab.accuracy({name: together(names, found, {}) for name, found in made.items()})
 
     def _train(
         self, start: Floats, number: int, attack: Attack | None, attackers: frozenset[int]
@@ -118,7 +136,10 @@ class AttackedFleet:
                 data = Labelled(data.features, classes - 1 - data.labels, data.recording, data.start)
             digest = hashlib.sha256(f"{self._lab.seed} {number} {name}".encode()).digest()
             random = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
-            adapters.append(train(self._lab.engine, start, data, self._lab.policy, random))
+            own = start
+            if self._discriminates:
+                own = classifiers.with_step(self._lab.engine, self._lab.manifest, start, data, number - 1)
+            adapters.append(train(self._lab.engine, own, data, self._lab.policy, random))
         return adapters
 
     def _close(
@@ -154,7 +175,7 @@ class AttackedFleet:
         )
         for name, update, weight in zip(self._lab.devices, updates, weights, strict=True):
             seed = dither_seed("attacked", name, number, base.sha256)
-            quantised = quantise(update, self._parts, seed, policy.step_ratio)
+            quantised = quantise(update, self._parts, seed, self._lab.manifest.step_ratios(policy.step_ratio))
             vector = dequantise(quantised, self._parts, seed)
             counting.add(name, Accepted(bound_norm(vector, bound), weight, 0.0, 0.0))
         return counting.release(base, [], float(number))

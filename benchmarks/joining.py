@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--fleets", default=",".join(FLEETS), help="names, comma-separated")
     parser.add_argument("--labels", type=int, default=5, help="labelled windows per class and device")
     parser.add_argument("--seeds", default="0,1,2", help="of backbone, labels and training")
+    parser.add_argument("--directory", type=Path, help="keeps fleets and backbones for the next time")
     parser.add_argument("--json", action="store_true", help="print only the JSON object")
     options = parser.parse_args()
     data = data_directory(options.data)
@@ -42,7 +43,7 @@ def main() -> None:
     results: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for fleet in options.fleets.split(","):
-            directory = Path(folder) / fleet
+            directory = (options.directory or Path(folder)) / fleet
             print(f"{fleet}: backbones", file=sys.stderr, flush=True)
             make_fleet(directory, fleet, data, seeds)
             runs = []

@@ -40,6 +40,7 @@ FLEETS = ("sp_sw_har", DEMO)
 GOAL_SHARE, GOAL_POINTS = 0.1, 2.0
 """Share of attackers at which the default rule may lose as many points at most."""
 NO_ATTACK = "none"
+FIGURES = ("release", "personal", "classifier")
 
 Row = dict[str, Any]
 
@@ -157,19 +158,20 @@ def summary(rows: list[Row]) -> Row:
         "worst_attack": worst["attack"],
         "worst_fleet": worst["fleet"],
         "personal_points_lost": max(row["personal_lost"] for row in counted),
+        "classifier_points_lost": max(row["classifier_lost"] for row in counted),
         "goals": {"points_lost": GOAL_POINTS},
     }
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: accuracy without attack, and points lost, "release / personal"."""
+    """Markdown: accuracy without attack, and points lost, "release / personal / classifier"."""
     attacks = list(ATTACKS)
     clean = [row for row in rows if row["share"] == 0.0]
     lines = [
-        f"\n{rows[0]['fleet']}, no attackers: release / personal, %\n",
+        f"\n{rows[0]['fleet']}, no attackers: release / personal / classifier, %\n",
         "| " + " | ".join(row["rule"] for row in clean) + " |",
         "|---" * len(clean) + "|",
-        "| " + " | ".join(f"{row['release']:.1f} / {row['personal']:.1f}" for row in clean) + " |",
+        "| " + " | ".join(_cell(row, "") for row in clean) + " |",
     ]
     for share in sorted({row["share"] for row in rows} - {0.0}):
         lines += [
@@ -179,8 +181,7 @@ def table(rows: list[Row]) -> str:
         ]
         for rule in dict.fromkeys(row["rule"] for row in rows):
             mine = {row["attack"]: row for row in rows if row["rule"] == rule and row["share"] == share}
-            cells = [f"{mine[NO_ATTACK]['release']:.1f} / {mine[NO_ATTACK]['personal']:.1f}"]
-            cells += [f"{mine[a]['release_lost']:.1f} / {mine[a]['personal_lost']:.1f}" for a in attacks]
+            cells = [_cell(mine[NO_ATTACK], ""), *(_cell(mine[attack], "_lost") for attack in attacks)]
             lines.append(f"| {rule} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -220,6 +221,12 @@ def package(directory: Path, seed: int) -> bytes:
     return (directory / f"package-{seed}.zip").read_bytes()
 
 
+def _cell(row: Row, suffix: str) -> str:
+    """The figures of a row side by side; the classifier's only where the package has a head."""
+    shown = FIGURES if row["with_classifier"] else FIGURES[:2]
+    return " / ".join(f"{row[name + suffix]:.1f}" for name in shown)
+
+
 def _row(rule: str, attack: str, share: float, found: Any, before: Any) -> Row:
     return {
         "rule": rule,
@@ -229,6 +236,9 @@ def _row(rule: str, attack: str, share: float, found: Any, before: Any) -> Row:
         "release_lost": before.release - found.release,
         "personal": found.personal,
         "personal_lost": before.personal - found.personal,
+        "with_classifier": before.classifier > 0,
+        "classifier": found.classifier,
+        "classifier_lost": before.classifier - found.classifier,
     }
 
 
