@@ -15,7 +15,17 @@ from models.__main__ import main
 from models.errors import ModelError
 from models.packages import verify
 from protocol import discriminant
-from protocol.package import PREFIX, STEP, Manifest, pack, unpack
+from protocol.package import (
+    ANOMALY,
+    DISCRIMINANT,
+    EMBEDDING,
+    PREFIX,
+    STEP,
+    TASKS,
+    Manifest,
+    pack,
+    unpack,
+)
 from protocol.signing import PrivateKey, PublicKey
 from tests.models.fleets import FLEET, write_fleet
 
@@ -166,6 +176,64 @@ def test_a_users_module_becomes_a_package(workplace: Path, capsys: pytest.Captur
     assert opened.manifest.batch == 4
     assert list(opened.manifest.slices()) == ["0.lora", "5.lora", "7", "anomaly"]
     assert not list(workplace.glob(".*.part"))
+
+
+@pytest.mark.parametrize("dimension", [0, 7])
+def test_pretrain_adds_a_discriminant_head_of_the_size_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], dimension: int
+) -> None:
+    fleet, target = write_fleet(tmp_path / "fleet"), tmp_path / "a.graft"
+    arguments = ["--output", str(target), "--epochs", "1", "--discriminant", str(dimension)]
+    assert main(["pretrain", str(fleet), *arguments, "--anomaly-rank", "2"]) == 0
+    publisher = capsys.readouterr().out.split("publisher ")[1].split()[0]
+    manifest = verify(target.read_bytes(), PublicKey.from_hex(publisher)).manifest
+    assert manifest.embedding_size == dimension
+    assert manifest.tasks == tuple(task for task in TASKS if dimension or task != DISCRIMINANT)
+    assert (EMBEDDING in manifest.files) == bool(dimension)
+    heads = (*discriminant.SEGMENTS, ANOMALY) if dimension else (ANOMALY,)
+    assert tuple(manifest.slices())[-len(heads) :] == heads
+
+
+EXPORT = ("--module", "my_model:build", "--schema", "schema.toml", "--layer", "0", "--head", "7")
+
+
+def test_export_begins_a_head_with_a_fleet_and_has_none_without_it(workplace: Path) -> None:
+    fleet = str(write_fleet(workplace / "fleet"))
+    (workplace / "schema.toml").write_text(FLEET)
+    (workplace / "my_model.py").write_text(MODULE.replace("nn.Linear(10, 3)", "nn.Linear(10, 2)"))
+
+    def size(*more: str) -> int:
+        assert main(["export", *EXPORT, "--output", "mine.graft", *more]) == 0
+        return unpack((workplace / "mine.graft").read_bytes(), None).manifest.embedding_size
+
+    assert size() == 0
+    assert size("--calibrate", fleet, "--discriminant", "0") == 0
+    assert size("--calibrate", fleet, "--discriminant", "5") == 5
+    assert 5 < size("--calibrate", fleet) <= 128
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize("calibrated", [False, True], ids=["no windows", "other classes"])
+def test_a_head_without_labelled_windows_of_the_packages_classes_is_refused(
+    calibrated: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--calibrate", str(write_fleet(Path("fleet")))] if calibrated else []
+    assert main(["export", *EXPORT, "--output", "mine.graft", "--discriminant", "8", *more]) == 1
+    shown = capsys.readouterr().err
+    assert "error: --discriminant: expected labelled windows\n" in shown
+    assert "name a fleet with --calibrate" in shown
+    assert not Path("mine.graft").exists()
+
+
+@pytest.mark.parametrize("dimension", ["1", "-3", "2000"])
+def test_a_head_of_a_size_out_of_range_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], dimension: str
+) -> None:
+    fleet, target = write_fleet(tmp_path / "fleet"), tmp_path / "a.graft"
+    arguments = ["--output", str(target), "--epochs", "1", "--discriminant", dimension]
+    assert main(["pretrain", str(fleet), *arguments]) == 1
+    assert f"error: discriminant: expected 2 to 1024 dimensions, got {dimension}" in capsys.readouterr().err
+    assert not target.exists()
 
 
 @pytest.mark.parametrize(
