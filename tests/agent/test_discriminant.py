@@ -152,6 +152,66 @@ def test_with_many_labels_a_device_goes_by_its_own_means() -> None:
     np.testing.assert_allclose(found.means, own @ found.whitening, atol=0.1)
 
 
+# What moves all classes of a device alike
+
+SCALE, MOVED, APART = 0.3, 1.5, 0.3
+"""How far windows scatter; relative to it, how far a device's classes are moved together, and each alone."""
+
+
+def moved(device: int, count: int = FEW, seed: int = 0) -> tuple[Floats, Labels]:
+    """Windows of a device whose sensor is mounted in its own way."""
+    of_device = np.random.Generator(np.random.PCG64(3000 + device))
+    offset = MOVED * of_device.normal(size=DIMENSION) + APART * of_device.normal(size=MEANS.shape)
+    random = np.random.Generator(np.random.PCG64([device, seed]))
+    labels = np.repeat(np.arange(CLASSES), count)
+    embedded = 3 * MEANS[labels] + SCALE * (offset[labels] + random.normal(size=(len(labels), DIMENSION)))
+    return embedded.astype(np.float32), labels.astype(np.int64)
+
+
+def of_moved_fleet() -> Statistics:
+    head = INITIAL.head()
+    for release in range(FRESH_ROUNDS):
+        steps = [advance(head, *moved(device), release).astype(np.float64) for device in range(40)]
+        head = np.mean(steps, axis=0).astype(np.float32)
+    return Statistics.of(head, DIMENSION)
+
+
+MOVED_FLEET = of_moved_fleet()
+
+
+def test_a_fleet_learns_how_far_devices_are_moved_as_a_whole_and_how_far_class_by_class() -> None:
+    assert MOVED_FLEET.shared == pytest.approx(MOVED**2, rel=0.25)
+    assert float(MOVED_FLEET.between.mean()) == pytest.approx(MOVED**2 + APART**2, rel=0.25)
+    assert Statistics.of(FLEET, DIMENSION).shared < 0.1  # where each class moves by itself, nothing is shared
+
+
+def test_labels_of_two_classes_tell_where_the_others_of_a_moved_device_are() -> None:
+    def unseen(statistics: Statistics) -> float:
+        right = []
+        for device in range(200, 220):
+            embedded, labels = moved(device)
+            seen = labels < 2
+            later, of = moved(device, 50, seed=1)
+            logits = fit(statistics, embedded[seen], labels[seen]).logits(later)
+            right.append(np.mean(logits.argmax(1)[of >= 2] == of[of >= 2]))
+        return float(np.mean(right))
+
+    assert unseen(MOVED_FLEET) > unseen(replace(MOVED_FLEET, shared=0.0)) + 0.05
+
+
+def test_a_device_with_one_class_does_not_know_what_classes_have_in_common() -> None:
+    embedded, labels = moved(0)
+    held = replace(MOVED_FLEET, rounds=0.0)
+    after = Statistics.of(advance(held.head(), embedded[:FEW], labels[:FEW], 0), DIMENSION)
+    assert after.shared == pytest.approx(held.shared, rel=1e-5)
+
+
+def test_without_any_label_a_classifier_goes_by_the_fleet_alone() -> None:
+    embedded, labels = moved(0)
+    found = fit(MOVED_FLEET, embedded[:0], labels[:0])
+    np.testing.assert_allclose(found.means, MOVED_FLEET.means @ found.whitening, atol=1e-9)
+
+
 # Hostile windows and heads
 
 hostile = arrays.arrays(

@@ -32,7 +32,8 @@ def statistics(seed: int, dimension: int, count: int) -> Statistics:
         roots @ roots.T,
         random.normal(size=(count, dimension)),
         random.uniform(0, LARGEST_BETWEEN, count),
-        rounds=float(random.integers(0, 50)),
+        float(random.uniform(0, LARGEST_BETWEEN)),
+        float(random.integers(0, 50)),
     )
 
 
@@ -40,12 +41,14 @@ def statistics(seed: int, dimension: int, count: int) -> Statistics:
 def test_a_head_is_read_as_it_was_written(seed: int, dimension: int, count: int) -> None:
     written = statistics(seed, dimension, count)
     head = written.head()
-    assert (head.dtype, head.shape) == (np.float32, (sum(sizes(dimension, count).values()),))
+    assert head.dtype == np.float32
+    assert head.shape == (sum(sizes(dimension, count).values()),)
     found = Statistics.of(head, dimension)
     np.testing.assert_allclose(found.within, written.within, rtol=1e-6)
     np.testing.assert_array_equal(found.within, found.within.T)
     np.testing.assert_allclose(found.means, written.means, rtol=1e-6)
     np.testing.assert_allclose(found.between, written.between, rtol=1e-6)
+    assert found.shared == pytest.approx(written.shared, rel=1e-6)
     assert found.rounds == pytest.approx(written.rounds, rel=1e-6)
     # Once it was rounded, nothing of it changes any more, but for the last bit of a product and a quotient.
     np.testing.assert_allclose(found.head(), head, rtol=1e-6)
@@ -56,7 +59,8 @@ def test_each_statistic_stands_in_the_segment_that_is_named_for_it() -> None:
         np.array([[1.0, 2.0], [2.0, 3.0]]),
         np.array([[4.0, 5.0], [6.0, 7.0], [8.0, 9.0]]),
         np.array([1.0, 2.0, 3.0]),
-        rounds=5,
+        4.0,
+        5.0,
     ).head()
     parts, start = {}, 0
     for name, size in sizes(2, 3).items():
@@ -64,11 +68,10 @@ def test_each_statistic_stands_in_the_segment_that_is_named_for_it() -> None:
         start += size
     assert tuple(parts) == SEGMENTS
     assert sum(map(len, parts.values())) == len(whole)
-    parts[BETWEEN] = parts[BETWEEN][:3]
     assert parts == {
         WITHIN: [1.0, 2.0, 3.0],
         MEANS: [4.0, 5.0, 6.0, 7.0, 8.0, 9.0],
-        BETWEEN: [1.0, 2.0, 3.0],
+        BETWEEN: [1.0, 2.0, 3.0, 4.0],  # that which all classes have in common comes last
         ROUNDS: [5.0],
     }
 
@@ -133,6 +136,7 @@ def test_a_hostile_head_is_read_as_something_finite(case: tuple[int, np.ndarray]
     np.testing.assert_array_equal(found.within, found.within.T)
     assert (found.between >= 0).all()
     assert (found.between <= LARGEST_BETWEEN).all()
+    assert 0 <= found.shared <= LARGEST_BETWEEN
     assert 0 <= found.rounds <= MOST_ROUNDS
 
 
