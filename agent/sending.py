@@ -9,6 +9,7 @@ from agent.engine import Floats
 from protocol.charter import SendingPolicy
 
 QUIET, BYTES, BUSY, SMALL = "quiet hours", "bytes per day", "no receipts", "small update"
+IDLE = "little to gain"
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,11 @@ class Situation:
     relative_norm: float
     """L2 norm of what would be sent, relative to that of the release's adapter."""
     hours_waited: float
-    """Since the update began to be too small; 0: it is not."""
+    """Since the update began to be too small, or not worth its bytes; 0: it is not."""
     outstanding: int
     """Updates without a receipt."""
+    idle: bool = False
+    """Whether releases bring less than an update costs (see schedule.py)."""
 
 
 def reason_to_wait(policy: SendingPolicy, situation: Situation) -> str:
@@ -41,6 +44,8 @@ def reason_to_wait(policy: SendingPolicy, situation: Situation) -> str:
     waited_enough = 0 < policy.maximum_wait_hours <= situation.hours_waited
     if situation.relative_norm < policy.minimum_relative_norm and not waited_enough:
         return SMALL
+    if situation.idle and not waited_enough:
+        return IDLE
     return ""
 
 
