@@ -292,9 +292,18 @@ class DeviceAgent:
 
         def finish(learned: Mapping[str, Floats]) -> None:
             material, domain, adapter, trainings = found[0]
-            concluded = learner.conclude(learned, material, adapter, initial, release.default)
             schedule = self._scheduler.conclude(learner, release, adapter, trainings, material)
-            self._adopted(release, domain, material, concluded, schedule)
+
+            def conclude(more: Mapping[str, Floats]) -> None:
+                together = {**learned, **more}
+                concluded = learner.conclude(together, material, adapter, initial, release.default)
+                self._adopted(release, domain, material, concluded, schedule)
+
+            catch_up = self._scheduler.catch_up(learner, release.number, learned, material, schedule)
+            if catch_up is None:
+                conclude({})
+            else:
+                self._work.take(Job(f"alone after release {release.number}", catch_up, conclude))
 
         self._work.take(Job(f"release {release.number}", begin, finish))
         self._work.go_on()

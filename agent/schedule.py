@@ -16,7 +16,8 @@ rules:
   Later it is every other segment in turn, which takes fewer bytes; and once there is next to nothing to gain,
   the device waits. The figure is the mean over the fleet where the release tells it: so all devices train the
   same segments, and come to wait together. No release is made of the few that happened to think otherwise.
-* A device that has many more labels than before begins anew.
+* A device that has many more labels than before begins anew. One that is going to wait, and has not fitted
+  its windows, trains alone for longer first (see scheduling.py).
 
 Without held-out windows, and in the mode "fixed", the plan is always the training policy's. Measuring is done
 in appraisal.py, keeping in scheduling.py.

@@ -6,7 +6,7 @@ a device that is switched off in the middle of a training makes the same plan ag
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 from agent import schedule
@@ -25,6 +25,8 @@ from protocol.package import ANOMALY
 
 log = logging.getLogger(__name__)
 
+CATCH_UP = 4
+"""Trainings alone that a device makes up for before it waits."""
 FLEET_GAIN = "release_gain"
 """Among a release's metrics, what the release before brought the devices of the fleet."""
 
@@ -92,6 +94,32 @@ class Scheduler:
             "frozen": " ".join(trainings.plan.frozen),
             "plan": told,
         }
+
+    def catch_up(
+        self,
+        learner: Learner,
+        release: int,
+        learned: Mapping[str, Floats],
+        material: Material,
+        concluded: Mapping[str, str],
+    ) -> Callable[[], Learning] | None:
+        """More of training alone, where a device is going to wait and has not fitted its windows; else None.
+
+        No release comes for a while, and without one there is no training.
+
+        Args:
+            learner: of the device.
+            release: its number.
+            learned: from it, by name.
+            material: what it was trained on.
+            concluded: what `conclude` said.
+        """
+        left = learner.left(learned["local"], material)
+        if concluded["idle"] != "1" or not left >= self._store.schedule().fitted:
+            return None
+        starts = {name: learned[name] for name in ("local", "local" + FULL) if name in learned}
+        plan = Plan({"local": CATCH_UP * learner.policy.epochs})
+        return lambda: learner.begin(release, starts, material, plan)
 
     def _state(self) -> State:
         text = self._store.text("effort")

@@ -10,6 +10,7 @@ from protocol.charter import SendingPolicy
 
 QUIET, BYTES, BUSY, SMALL = "quiet hours", "bytes per day", "no receipts", "small update"
 IDLE = "little to gain"
+HOUR = 3600.0
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,22 @@ def reason_to_wait(policy: SendingPolicy, situation: Situation) -> str:
     waited_enough = 0 < policy.maximum_wait_hours <= situation.hours_waited
     if situation.relative_norm < policy.minimum_relative_norm and not waited_enough:
         return SMALL
-    if situation.idle and not waited_enough:
+    if situation.idle and not _together(policy, situation):
         return IDLE
     return ""
+
+
+def _together(policy: SendingPolicy, situation: Situation) -> bool:
+    """Whether devices that wait for want of gain send, all at once: a release of a few would be a poor one.
+
+    They began to wait within minutes, as each adopted the release, and end at the last full quarter of the
+    longest wait, by everybody's clock, at which none has waited longer.
+    """
+    quarter = policy.maximum_wait_hours * HOUR / 4
+    if not quarter:
+        return False
+    longest = situation.now - situation.hours_waited * HOUR + 4 * quarter
+    return situation.hours_waited > 0 and situation.now >= longest // quarter * quarter
 
 
 def relative_norm(difference: Floats, base: Floats) -> float:

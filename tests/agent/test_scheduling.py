@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from protocol.charter import ADAPTIVE, SchedulePolicy, SendingPolicy
 from protocol.messages import Announcement, DeviceState, Receipt, Release, Update
 from protocol.release_coding import adapter_sha256, encode_keyframe
 from tests.agent.test_device import NAME, PACKAGE, POLICY, TOPICS, Device, adapters_of
-from tests.builders import PARAMETERS, two_levels, write_recording
+from tests.builders import PARAMETERS, LogisticEngine, two_levels, write_recording
 
 SCHEDULE = SchedulePolicy(ADAPTIVE, nats_per_kib=1.0, fitted=10.0)
 """What it takes to come to rest within a few releases of a package that learns little."""
@@ -86,6 +88,30 @@ def test_a_device_that_waits_sends_at_the_latest_after_the_longest_wait(device: 
     assert [update.round for update in device.said(Update, "update")] == [8]
     withheld = device.store.adapter("withheld")
     assert withheld is None  # what it did not send is in what it learned from the newest release
+
+
+def test_who_has_not_fitted_its_windows_trains_alone_for_longer_before_it_waits(
+    device: Adaptive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, computed = LogisticEngine.loss_and_gradient, [0]
+
+    def counted(*arguments: Any) -> Any:
+        computed[0] += 1
+        return plain(*arguments)
+
+    monkeypatch.setattr(LogisticEngine, "loss_and_gradient", counted)
+    device.announce_adaptive(replace(SCHEDULE, fitted=0.0), version=2)
+    took = []
+    for number in range(8):
+        computed[0] = 0
+        device.take(number)
+        while device.agent.tick() is not None:
+            pass
+        took.append(computed[0])
+        assert device.store.state().release == number
+    assert device.said(DeviceState, "state")[-1].waits == "little to gain"
+    assert took[1] == took[2]
+    assert took[-1] > 2 * took[1]
 
 
 def test_many_new_labels_end_the_wait(device: Adaptive) -> None:
