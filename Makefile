@@ -38,6 +38,7 @@ bench: $(VENV)/installed mosquitto  ## the published figures; the real data sets
 	$(VENV)/bin/python -m benchmarks.accuracy --plot runs/benchmarks/accuracy.png
 	$(VENV)/bin/python -m benchmarks.joining
 	$(VENV)/bin/python -m benchmarks.sending --plot runs/benchmarks/sending.png
+	$(VENV)/bin/python -m benchmarks.schedule --plot runs/benchmarks/schedule.png
 	$(VENV)/bin/python -m benchmarks.attacks
 	$(VENV)/bin/python -m benchmarks.relatedness
 	$(VENV)/bin/python -m benchmarks.withdrawals
