@@ -40,6 +40,7 @@ bench: $(VENV)/installed mosquitto  ## the published figures; the real data sets
 	$(VENV)/bin/python -m benchmarks.sending --plot runs/benchmarks/sending.png
 	$(VENV)/bin/python -m benchmarks.oracle
 	$(VENV)/bin/python -m benchmarks.robust
+	$(VENV)/bin/python -m benchmarks.schedule --plot runs/benchmarks/schedule.png
 	$(VENV)/bin/python -m benchmarks.relatedness
 	$(VENV)/bin/python -m benchmarks.withdrawals
 	$(VENV)/bin/python -m benchmarks.anomaly

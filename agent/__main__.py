@@ -74,6 +74,7 @@ def _status(options: argparse.Namespace, config: AgentConfig) -> int:
             "updates_without_receipt": len(outbox),
             "training_progress": float(store.text("progress") or 0) or None,
             "training_paused": store.text("paused") or None,
+            "schedule": store.text("plan") or None,
         }
     if options.json:
         print(json.dumps(facts))

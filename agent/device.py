@@ -25,6 +25,7 @@ from agent.outbox import Outbox
 from agent.reconstruction import Reconstruction
 from agent.reporting import Reporter
 from agent.resources import Resources
+from agent.scheduling import Scheduler, Trainings
 from agent.sources import Source
 from agent.store import Store
 from agent.update import Contribution
@@ -96,6 +97,7 @@ class DeviceAgent:
         self._resources = resources or Resources(config.limits, now)
         self._work = Work(store, self._resources, now)
         self._learner: Learner | None = None
+        self._scheduler = Scheduler(store)
         self._voice = Voice(config.device, self._topics, key, publish)
         self._outbox = Outbox(store, self._voice, now=now, traffic=traffic, owner=config.sending)
         self._reporter = Reporter(store, self._voice, now=now, traffic=traffic)
@@ -205,9 +207,11 @@ class DeviceAgent:
 
     def _keep_charter(self, announcement: Announcement) -> None:
         learner = self._require_learner()
-        kept = (self._store.state().version, learner.policy, self._store.sending())
-        if kept != (announcement.version, announcement.training, announcement.sending):
-            self._store.set_charter(announcement.version, announcement.training, announcement.sending)
+        told = (announcement.training, announcement.sending, announcement.schedule)
+        kept = (learner.policy, self._store.sending(), self._store.schedule())
+        if (self._store.state().version, *kept) != (announcement.version, *told):
+            training, sending, schedule = told
+            self._store.set_charter(announcement.version, training, sending, schedule=schedule)
             learner.policy = announcement.training
             self._look_at_link()
 
@@ -225,8 +229,9 @@ class DeviceAgent:
         sha256 = announcement.package.sha256
         initial = read_adapter((self._installation.path(sha256) / ADAPTER).read_bytes(), manifest.parameters)
         self._store.install(
-            announcement.version, sha256, initial, announcement.training, announcement.sending
-        )
+            announcement.version, sha256, initial, announcement.training, announcement.sending,
+            schedule=announcement.schedule,
+        )  # fmt: skip
         self._installation.keep_only(sha256)
         log.info("installed package %s", announcement.name)
         self._open_package(announcement.training)
@@ -272,22 +277,33 @@ class DeviceAgent:
             raise AgentError("the store lost its adapters; remove the state directory")
         same = self._store.number("domains", 1) == release.domains
         held = self._store.number("domain", 0) if same else None
-        found: list[tuple[Material, int, Floats]] = []
+        found: list[tuple[Material, int, Floats, Trainings]] = []
 
         def begin() -> Learning:
             material = learner.material()
             domain = learner.domain(stack, material, held)
             adapter = adapter_of(stack, learner.manifest.parameters, domain)
-            found.append((material, domain, adapter))
             starts = {
                 "local": local, "personal": adapter, "local_full": local_full, "personal_full": adapter
             }  # fmt: skip
-            return learner.begin(release.number, starts, material)
+            trainings = self._scheduler.begin(learner, release.number, starts, material)
+            found.append((material, domain, adapter, trainings))
+            return trainings.learning
 
         def finish(learned: Mapping[str, Floats]) -> None:
-            material, domain, adapter = found[0]
-            concluded = learner.conclude(learned, material, adapter, initial, release.default)
-            self._adopted(release, domain, material, concluded)
+            material, domain, adapter, trainings = found[0]
+            schedule = self._scheduler.conclude(learner, release, adapter, trainings, material)
+
+            def conclude(more: Mapping[str, Floats]) -> None:
+                together = {**learned, **more}
+                concluded = learner.conclude(together, material, adapter, initial, release.default)
+                self._adopted(release, domain, material, concluded, schedule)
+
+            catch_up = self._scheduler.catch_up(learner, release.number, learned, material, schedule)
+            if catch_up is None:
+                conclude({})
+            else:
+                self._work.take(Job(f"alone after release {release.number}", catch_up, conclude))
 
         self._work.take(Job(f"release {release.number}", begin, finish))
         self._work.go_on()
@@ -300,7 +316,14 @@ class DeviceAgent:
         gain = self._require_learner().release_gain(before, adapter, material)
         return {"release_gain": repr(gain), "compared_with": str(self._state.release)}
 
-    def _adopted(self, release: Release, domain: int, material: Material, learned: Learned) -> None:
+    def _adopted(
+        self,
+        release: Release,
+        domain: int,
+        material: Material,
+        learned: Learned,
+        schedule: Mapping[str, str],
+    ) -> None:
         verdict = learned.verdict
         facts = {
             **self._comparison(learned.adapters["global"], material),
@@ -316,6 +339,7 @@ class DeviceAgent:
             "gain": repr(verdict.decision.gain),
             **{f"{choice}_gain": repr(gain) for choice, gain in verdict.gains.items()},
             **ensemble.as_facts(verdict.scales),
+            **schedule,
         }
         adapters, learner = dict(learned.adapters), self._require_learner()
         # What was learned from a release that is withdrawn mostly undoes it; the server does that itself.
@@ -359,7 +383,7 @@ class DeviceAgent:
             return
 
         def begin() -> Learning:
-            return learner.begin(self._state.release, {"personal": base}, material)
+            return self._scheduler.begin(learner, self._state.release, {"personal": base}, material).learning
 
         def finish(learned: Mapping[str, Floats]) -> None:
             self._send_update(current, learner.assess(learned["personal"], material, base))
@@ -407,6 +431,7 @@ class DeviceAgent:
         labelled = learner.material().windows
         if labelled != self._reporter.labelled:
             self._reporter.labelled = labelled
+            self._scheduler.look(labelled)
             self._publish_state()
 
     def _look_at_link(self) -> None:

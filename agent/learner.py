@@ -15,14 +15,16 @@ from functools import partial
 
 import numpy as np
 
-from agent import anomaly, classifiers, domains, gate
+from agent import anomaly, appraisal, classifiers, domains, gate
 from agent.anomaly import NO_REFERENCES, References
 from agent.dataset import Labelled, split
 from agent.engine import Engine, Floats
 from agent.ensemble import FULL, TRAINED
 from agent.features import FeatureCache
 from agent.learning import Learning
+from agent.measurement import Gain
 from agent.objective import comparable_losses, mean_loss
+from agent.schedule import Plan
 from agent.sources import Source
 from agent.training import Training
 from agent.verdict import Verdict, judge
@@ -141,7 +143,9 @@ class Learner:
         """Which of a release's adapters to go on from; see domains.py."""
         return domains.choose(self._engine, stack, material.labelled, held)
 
-    def begin(self, release: int, starts: Mapping[str, Floats], material: Material) -> Learning:
+    def begin(
+        self, release: int, starts: Mapping[str, Floats], material: Material, plan: Plan | None = None
+    ) -> Learning:
         """Begin to train.
 
         Args:
@@ -150,13 +154,16 @@ class Learner:
             starts: by name ("local", "personal", "local_full", "personal_full"), where to start, float32
                 [parameters]. Where nothing is held out, one in full is left out if it would be the same.
             material: windows to train on.
+            plan: how much; None: as the policy says.
         """
+        plan = plan or Plan()
         starts = {name: self._with_heads(name, start, material, release) for name, start in starts.items()}
         if not len(material.holdout):
             starts = {name: start for name, start in starts.items() if not _repeats(name, starts)}
         # All that the result depends on: a checkpoint of anything else must not be gone on with.
         identity = hashlib.sha256(b"%d " % release + material.fingerprint.encode() + self._seed)
         identity.update(cbor.encode(records.to_numbered(self.policy)))
+        identity.update(plan.identity)
         for name, start in starts.items():
             identity.update(name.encode() + start.tobytes())
         replay = self._cache.replay.windows()
@@ -168,6 +175,7 @@ class Learner:
                 material=material,
                 replay=replay,
                 random=self._random(release, name),
+                plan=plan,
             )
             for name, start in starts.items()
         }
@@ -218,6 +226,14 @@ class Learner:
             for adapter in (before, release)
         )
         return gate.mean(gate.gains(old, new))
+
+    def gain(self, before: Floats, after: Floats, material: Material) -> Gain | None:
+        """By how much an adapter's held-out loss is below that of one before; None: nothing is held out."""
+        return appraisal.gain(self._engine, before, after, material.holdout)
+
+    def left(self, adapter: Floats, material: Material) -> float:
+        """The loss of an adapter on the training windows."""
+        return mean_loss(self._engine, adapter, material.training)
 
     def carried_over(self, difference: Floats) -> Floats:
         """Of a difference that was not sent, what may be added to the next one, float32 [parameters].
@@ -282,23 +298,30 @@ class Learner:
         material: Material,
         replay: Labelled,
         random: Callable[[], np.random.Generator],
+        plan: Plan,
     ) -> Training:
-        full = name.endswith(FULL)
-        policy = self.policy
-        heads = {segment.name: 0.0 for segment in self.manifest.segments[self._graph_segments :]}
-        if heads:  # weight decay must not move them either
-            policy = replace(policy, learning_rate_factors={**policy.learning_rate_factors, **heads})
+        full, chain = name.endswith(FULL), name.removesuffix(FULL)
+        windows = material.labelled if full else material.training
+        frozen = plan.frozen if name == "personal" else ()
+        # Weight decay must not move the heads behind the graphs' segments either.
+        heads = (segment.name for segment in self.manifest.segments[self._graph_segments :])
+        if frozen := (*frozen, *heads):
+            factors = {**self.policy.learning_rate_factors, **dict.fromkeys(frozen, 0.0)}
+            policy = replace(self.policy, learning_rate_factors=factors)
+        else:
+            policy = self.policy
         return Training(
             self._engine,
             start,
-            material.labelled if full else material.training,
+            windows.take(np.zeros(0, np.int64)) if plan.rests(chain) else windows,
             policy,
             random(),
             replay=replay,
             # No window is left to say when to stop: the training with windows held out has found it.
             holdout=None if full else material.holdout,
             segments=self.manifest.slices(),
-            epochs=epochs.get(name.removesuffix(FULL), 0) if full else 0,
+            epochs=epochs.get(chain, 0) if full else plan.epochs.get(chain, 0),
+            halfway=0 if full else plan.halfway(chain),
         )
 
     def _random(self, release: int, name: str) -> Callable[[], np.random.Generator]:

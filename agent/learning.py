@@ -36,6 +36,10 @@ class Learning:
         self._makers = dict(trainings)
         self.adapters: dict[str, Floats] = {}
         """What was learned, float32 [parameters] each."""
+        self.halfway: dict[str, Floats] = {}
+        """The same as it was halfway, where that was asked for."""
+        self.steps: dict[str, int] = {}
+        """Gradients that each took."""
         self._epochs: dict[str, int] = {}
         self._current: Training | None = None
         self._advance()
@@ -60,6 +64,8 @@ class Learning:
     def checkpoint(self) -> bytes:
         """What `restore` needs to go on from here."""
         arrays: Arrays = {f"learned.{name}": adapter for name, adapter in self.adapters.items()}
+        arrays |= {f"halfway.{name}": adapter for name, adapter in self.halfway.items()}
+        arrays |= {f"steps.{name}": np.array(count) for name, count in self.steps.items()}
         if self._current is not None:
             arrays |= {f"current.{name}": value for name, value in self._current.state().items()}
         out = io.BytesIO()
@@ -80,6 +86,8 @@ class Learning:
                 raise ValueError(  # noqa: TRY301 - handled like any other damage
                     f"expected the trainings {done}, got {sorted(learned)}"
                 )
+            halfway = {name[8:]: arrays[name] for name in arrays if name.startswith("halfway.")}
+            steps = {name[6:]: int(arrays[name]) for name in arrays if name.startswith("steps.")}
             rest = list(self._makers)[len(learned) :]
             epochs = {name: int(count) for name, count in zip(done, arrays["epochs"], strict=True)}
             current = self._makers[rest[0]](epochs) if rest else None
@@ -89,6 +97,7 @@ class Learning:
             log.warning("the training's checkpoint is of no use, so it starts anew: %s", error)
             return False
         self.adapters = {name: np.array(learned[name], np.float32) for name in done}
+        self.halfway, self.steps = halfway, steps
         self._epochs, self._current = epochs, current
         return True
 
@@ -99,6 +108,9 @@ class Learning:
             if self._current is not None:
                 name = names[len(self.adapters)]
                 self.adapters[name], self._epochs[name] = self._current.adapter, self._current.epochs
+                self.steps[name] = self._current.steps
+                if self._current.halfway is not None:
+                    self.halfway[name] = self._current.halfway
                 self._current = None
             if len(self.adapters) == len(names):
                 return

@@ -16,7 +16,7 @@ from agent.engine import Floats
 from agent.store import Store
 from agent.update import Contribution, make_update
 from agent.voice import Voice
-from protocol.charter import SendingPolicy, TrainingPolicy
+from protocol.charter import ADAPTIVE, SendingPolicy, TrainingPolicy
 from protocol.messages import Receipt, Round
 from protocol.package import Manifest
 
@@ -75,9 +75,10 @@ class Outbox:
             self._relative_norm() if policy.minimum_relative_norm else np.inf,
             self._hours_waited(),
             self._store.outbox_length(),
+            self._idle(),
         )
         before, self.waits = self.waits, sending.reason_to_wait(policy, situation)
-        if self.waits == sending.SMALL and not self._store.number("waiting_since", 0):
+        if self.waits in (sending.SMALL, sending.IDLE) and not self._store.number("waiting_since", 0):
             self._store.note_waiting(int(now))
         if self.waits != before:
             log.info("updates wait: %s" if self.waits else "updates are sent again%s", self.waits)
@@ -86,9 +87,11 @@ class Outbox:
     def withheld(self) -> Floats | None:
         """What the next update has to carry on once the release that is held is left; None: nothing changes.
 
-        Called before the next release is adopted.
+        Called before the next release is adopted. What is not worth sending is not worth adding up: the next
+        training starts from a release that most of it is in.
         """
-        difference = self.difference() if self.waits and not self._sent() else None
+        owed = self.waits and self.waits != sending.IDLE and not self._sent()
+        difference = self.difference() if owed else None
         if difference is None:
             return None
         return np.asarray(np.float32(self._policy().carry_over) * difference, np.float32)
@@ -151,6 +154,10 @@ class Outbox:
     def _policy(self) -> SendingPolicy:
         """The charter's, and the owner's where it is stricter."""
         return self._store.sending().stricter(self._owner)
+
+    def _idle(self) -> bool:
+        adaptive = self._store.schedule().mode == ADAPTIVE
+        return adaptive and bool(self._store.number("idle", 0)) and not self._sent()
 
     def _hours_waited(self) -> float:
         """Since an update began to be too small; a clock that went back begins anew."""

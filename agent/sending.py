@@ -9,6 +9,8 @@ from agent.engine import Floats
 from protocol.charter import SendingPolicy
 
 QUIET, BYTES, BUSY, SMALL = "quiet hours", "bytes per day", "no receipts", "small update"
+IDLE = "little to gain"
+HOUR = 3600.0
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,11 @@ class Situation:
     relative_norm: float
     """L2 norm of what would be sent, relative to that of the release's adapter."""
     hours_waited: float
-    """Since the update began to be too small; 0: it is not."""
+    """Since the update began to be too small, or not worth its bytes; 0: it is not."""
     outstanding: int
     """Updates without a receipt."""
+    idle: bool = False
+    """Whether releases bring less than an update costs (see schedule.py)."""
 
 
 def reason_to_wait(policy: SendingPolicy, situation: Situation) -> str:
@@ -41,7 +45,22 @@ def reason_to_wait(policy: SendingPolicy, situation: Situation) -> str:
     waited_enough = 0 < policy.maximum_wait_hours <= situation.hours_waited
     if situation.relative_norm < policy.minimum_relative_norm and not waited_enough:
         return SMALL
+    if situation.idle and not _together(policy, situation):
+        return IDLE
     return ""
+
+
+def _together(policy: SendingPolicy, situation: Situation) -> bool:
+    """Whether devices that wait for want of gain send, all at once: a release of a few would be a poor one.
+
+    They began to wait within minutes, as each adopted the release, and end at the last full quarter of the
+    longest wait, by everybody's clock, at which none has waited longer.
+    """
+    quarter = policy.maximum_wait_hours * HOUR / 4
+    if not quarter:
+        return False
+    longest = situation.now - situation.hours_waited * HOUR + 4 * quarter
+    return situation.hours_waited > 0 and situation.now >= longest // quarter * quarter
 
 
 def relative_norm(difference: Floats, base: Floats) -> float:

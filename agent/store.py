@@ -14,7 +14,7 @@ from agent.engine import Floats
 from agent.errors import AgentError
 from agent.participant import State
 from protocol import cbor, records
-from protocol.charter import SendingPolicy, TrainingPolicy
+from protocol.charter import SchedulePolicy, SendingPolicy, TrainingPolicy
 from protocol.messages import adapter_bytes
 
 SCHEMA_VERSION = 3
@@ -119,6 +119,18 @@ class Store:
             return SendingPolicy()
         return records.from_numbered(SendingPolicy, cbor.decode(data, limit=4096))
 
+    def schedule(self) -> SchedulePolicy:
+        """How much the charter lets the device train, and when an update is worth sending."""
+        data = self._fact("schedule")
+        if data is None:
+            return SchedulePolicy()
+        return records.from_numbered(SchedulePolicy, cbor.decode(data, limit=4096))
+
+    def note_idle(self, idle: bool) -> None:
+        """Commit whether updates are not worth their bytes at the moment."""
+        with self._db:
+            self._set("idle", int(idle))
+
     def note_traffic(self, hour: int, count: int) -> None:
         """Commit bytes on the link in an hour since 1970; what is older than two days is forgotten."""
         with self._db:
@@ -145,21 +157,37 @@ class Store:
         self._set("session", session)
         return session
 
-    def set_charter(self, version: int, training: TrainingPolicy, sending: SendingPolicy) -> None:
+    def set_charter(
+        self,
+        version: int,
+        training: TrainingPolicy,
+        sending: SendingPolicy,
+        *,
+        schedule: SchedulePolicy | None = None,
+    ) -> None:
         """Note that the installed package has another version, or the federation another charter."""
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            self._set_charter(version, training, sending)
+            self._set_charter(version, training, sending, schedule)
 
     def install(
-        self, version: int, package: bytes, initial: Floats, training: TrainingPolicy, sending: SendingPolicy
+        self,
+        version: int,
+        package: bytes,
+        initial: Floats,
+        training: TrainingPolicy,
+        sending: SendingPolicy,
+        *,
+        schedule: SchedulePolicy | None = None,
     ) -> None:
         """Commit a new package: training alone starts from its initial adapter."""
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            self._set_charter(version, training, sending)
+            self._set_charter(version, training, sending, schedule)
             self._set("package", package)
             self._set("base", b"")
+            self._set("effort", b"")
+            self._set("idle", 0)
             self._db.execute("DELETE FROM adapters")
             self._put_adapters({"local": initial, "local_full": initial, "initial": initial})
             self._set("choice", b"backbone")
@@ -246,10 +274,17 @@ class Store:
             steps = " ".join(_SCHEMAS[step] for step in range(version + 1, SCHEMA_VERSION + 1))
             self._db.executescript(f"BEGIN; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 
-    def _set_charter(self, version: int, training: TrainingPolicy, sending: SendingPolicy) -> None:
+    def _set_charter(
+        self,
+        version: int,
+        training: TrainingPolicy,
+        sending: SendingPolicy,
+        schedule: SchedulePolicy | None,
+    ) -> None:
         self._set("version", version)
         self._set("policy", cbor.encode(records.to_numbered(training)))
         self._set("sending", cbor.encode(records.to_numbered(sending)))
+        self._set("schedule", cbor.encode(records.to_numbered(schedule or SchedulePolicy())))
 
     def _fact(self, name: str) -> bytes | None:
         row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()

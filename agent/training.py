@@ -38,6 +38,7 @@ class Training:
         holdout: Labelled | None = None,
         segments: Mapping[str, slice] | None = None,
         epochs: int = 0,
+        halfway: int = 0,
     ) -> None:
         """Begin.
 
@@ -51,6 +52,7 @@ class Training:
             holdout: decides when to stop, where the policy asks for that.
             segments: where each named segment stands in the vector, for rates of their own.
             epochs: how many; 0: as many as the policy says.
+            halfway: epochs after which the adapter is kept as it is then, to see what the rest brings.
         """
         self._engine = engine
         self._policy = policy
@@ -64,6 +66,9 @@ class Training:
         self._best, self._best_loss, self._best_epoch, self._stale = start, np.inf, 0, 0
         self._sum, self._total, self._summed = np.zeros_like(start), 0.0, 0
         self._epoch, self._position = 0, 0
+        self._middle, self._steps = halfway, 0
+        self.halfway: Floats | None = None
+        """The adapter as it was halfway; None: not there yet, or not asked for."""
         self._epochs = (epochs or policy.epochs) if len(data) else 0
         self._begin_epoch()
 
@@ -89,8 +94,14 @@ class Training:
         """Epochs that `adapter` was trained for."""
         return self._best_epoch if self._stops_early else self._epoch
 
+    @property
+    def steps(self) -> int:
+        """Gradients that were computed."""
+        return self._steps
+
     def step(self) -> None:
         """Train on one batch."""
+        self._steps += 1
         rows, weights = self._plan.rows[self._position], self._plan.weights[self._position]
         _, gradient = self._engine.loss_and_gradient(
             self._adapter, self._pool.features[rows], self._pool.labels[rows], weights
@@ -114,10 +125,13 @@ class Training:
             "adapter": self._adapter,
             "best": self._best,
             "sum": self._sum.copy(),
+            "steps": np.array(self._steps),
             "numbers": np.array([self._epoch, self._position, self._stale, self._summed, self._best_epoch]),
             "figures": np.array([self._best_loss, self._total]),
             "random": np.frombuffer(json.dumps(self._random_at_start).encode(), np.uint8),
         }
+        if self.halfway is not None:
+            state["halfway"] = self.halfway
         return state
 
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
@@ -130,6 +144,8 @@ class Training:
         if not adapter.shape == best.shape == total.shape == self._start.shape:
             raise ValueError(f"expected adapters {list(self._start.shape)}, got {list(adapter.shape)}")
         self._adapter, self._best, self._sum = adapter, best, total
+        self.halfway = np.array(state["halfway"], np.float32) if "halfway" in state else None
+        self._steps = int(state.get("steps", 0))  # an earlier version did not count them
         self._epoch, self._position, self._stale, self._summed, self._best_epoch = (
             int(n) for n in state["numbers"]
         )
@@ -164,6 +180,8 @@ class Training:
 
     def _end_epoch(self) -> None:
         self._epoch += 1
+        if self._epoch == self._middle:
+            self.halfway = self._adapter
         if not np.isfinite(self._adapter).all():
             log.warning("training diverged (learning rate %g); the adapter stays", self._policy.learning_rate)
             self._adapter = self._best = self._start

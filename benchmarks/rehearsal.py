@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from agent import ensemble
+from agent.device import MakeEngine, configured_engine
 from agent.ensemble import Ensemble
 from agent.features import FeatureCache
 from agent.installation import Installation
@@ -101,6 +102,8 @@ def rehearse(
     pause_seconds: float = 0.0,
     step_seconds: float = 1.0,
     duration_seconds: float = 0.0,
+    make_engine: MakeEngine = configured_engine,
+    after_release: Callable[[InProcessFederation], None] = lambda _: None,
 ) -> Outcome:
     """Run a federation to its last round, or for a time.
 
@@ -110,6 +113,8 @@ def rehearse(
         pause_seconds: simulated time between two rounds.
         step_seconds: simulated time between two looks at the clock.
         duration_seconds: simulated time after which it ends; 0: with its last round.
+        make_engine: of the devices.
+        after_release: called once every device holds a release.
     """
     run = task.directory / "run"
     shutil.rmtree(run, ignore_errors=True)
@@ -128,6 +133,7 @@ def rehearse(
         policy,
         server=server,
         training_seed=task.seed,
+        make_engine=make_engine,
     ) as federation:
         tests: _Tests | None = None
         end = federation.clock() + duration_seconds
@@ -138,6 +144,7 @@ def rehearse(
                 tests = tests or _Tests(experiment, run / "programs" / devices[0] / "packages", federation)
                 for name, accuracy in tests.accuracy(federation).items():
                     outcome.accuracy.setdefault(name, []).append(accuracy)
+                after_release(federation)
             if federation.clock() >= end if duration_seconds else federation.finished:
                 break
         else:

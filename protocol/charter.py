@@ -18,6 +18,8 @@ Number = TypeVar("Number", int, float)
 _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)", re.ASCII)
 MAX_STALENESS = 1000
 MAX_QUIET_HOURS = 24
+FIXED, ADAPTIVE = "fixed", "adaptive"
+"""Modes of the schedule."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,37 @@ class WithdrawalPolicy:
         check_range("share", self.share, 0, 1)
         check_range("minimum_devices", self.minimum_devices, 1, 1 << 20)
         check_range("tolerance", self.tolerance, 0, 4)
+
+
+@dataclass(frozen=True)
+class SchedulePolicy:
+    """How much devices train, and when an update is worth sending (see agent/schedule.py).
+
+    Prices are in nats of held-out loss, each class counting the same: what a training, or a release, has to
+    bring to be worth it. Gradient steps stand for CPU seconds and joules: they are the same in every run.
+    """
+
+    mode: str = FIXED
+    """"fixed": all epochs from every release, and every update is sent; "adaptive": what pays."""
+    nats_per_thousand_steps: float = 0.02
+    """What the last half of a training has to bring, per 1,000 gradient steps."""
+    nats_per_kib: float = 0.01
+    """What a release has to bring a device, per KiB of its update."""
+    least_effort: float = 0.5
+    """Smallest share of the epochs that a training has; training alone may rest."""
+    fitted: float = 0.001
+    """Loss on its training windows, in nats, below which training alone may have fewer epochs."""
+    patience: int = 2
+    """Trainings to measure before there are fewer epochs; twice as many releases before devices wait."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in (FIXED, ADAPTIVE):
+            raise ValueError(f"mode: expected fixed or adaptive, got {shown(self.mode)}")
+        check_range("nats_per_thousand_steps", self.nats_per_thousand_steps, 0, 1e6)
+        check_range("nats_per_kib", self.nats_per_kib, 0, 1e6)
+        check_range("least_effort", self.least_effort, 0, 1)
+        check_range("fitted", self.fitted, 0, 1e6)
+        check_range("patience", self.patience, 1, 100)
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:

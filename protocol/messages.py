@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 
 from protocol import cbor, records
 from protocol.artifacts import Artifact
-from protocol.charter import SendingPolicy, StalenessPolicy, TrainingPolicy, WithdrawalPolicy, check_range
+from protocol.charter import (
+    SchedulePolicy,
+    SendingPolicy,
+    StalenessPolicy,
+    TrainingPolicy,
+    WithdrawalPolicy,
+    check_range,
+)
 from protocol.domains import MAX_DOMAINS
 from protocol.errors import shown
 from protocol.signing import PrivateKey, PublicKey, sign, signed_payload, verify
@@ -77,6 +84,7 @@ class Announcement:
     sending: SendingPolicy = field(default_factory=SendingPolicy)
     staleness: StalenessPolicy = field(default_factory=StalenessPolicy)
     withdrawal: WithdrawalPolicy = field(default_factory=WithdrawalPolicy)
+    schedule: SchedulePolicy = field(default_factory=SchedulePolicy)
 
     def __post_init__(self) -> None:
         check_range("version", self.version, 1, 1 << 40)

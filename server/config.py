@@ -3,7 +3,13 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from protocol.charter import SendingPolicy, StalenessPolicy, TrainingPolicy, WithdrawalPolicy
+from protocol.charter import (
+    SchedulePolicy,
+    SendingPolicy,
+    StalenessPolicy,
+    TrainingPolicy,
+    WithdrawalPolicy,
+)
 from protocol.release_coding import MAX_STEP_RATIO, MIN_STEP_RATIO
 from protocol.topics import check_name
 from runtime import configuration
@@ -37,6 +43,7 @@ class ServerConfig:
     sending: SendingPolicy = field(default_factory=SendingPolicy)
     staleness: StalenessPolicy = field(default_factory=StalenessPolicy)
     withdrawal: WithdrawalPolicy = field(default_factory=WithdrawalPolicy)
+    schedule: SchedulePolicy = field(default_factory=SchedulePolicy)
     aggregation: AggregationPolicy = field(default_factory=AggregationPolicy)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
     maximum_update_bytes: int = 4 * 1024 * 1024

@@ -413,6 +413,7 @@ class Coordinator:
             self._config.sending,
             self._config.staleness,
             self._config.withdrawal,
+            self._config.schedule,
         )
         self._offers.offer_package(
             self._announcement.package, self._store.package_path(self._package_record.sha256)

@@ -11,7 +11,7 @@ from protocol.package import Manifest
 from protocol.release_coding import adapter_sha256, add_difference, decode_difference, encode_difference
 from server import optimizers
 from server.aggregation import MAX_TOTAL_WEIGHT
-from server.evaluation import fleet_default
+from server.evaluation import fleet_default, release_gain
 from server.intake import Accepted, Lateness, RoundTerms
 from server.ledger_records import ReleaseRecord
 from server.rules.policy import AggregationPolicy
@@ -89,6 +89,7 @@ class Counting:
             now: Unix seconds.
             coded: False: add the whole mean, as servers with schema version 1 did; for their replay.
         """
+        reports = list(reports)
         domains, parameters = len(self._domains), self._manifest.parameters
         target, moments = self._moved(base)
         difference, decoded = None, target
@@ -109,7 +110,11 @@ class Counting:
             now,
             self._updates,
             self._weight,
-            {"loss_before": self._loss_before / weight, "loss_after": self._loss_after / weight},
+            {
+                "loss_before": self._loss_before / weight,
+                "loss_after": self._loss_after / weight,
+                **release_gain(reports, base.number),
+            },
             fleet_default(reports, base.default_choice, self._manifest.tasks),
             difference,
             target - decoded if coded else 0,

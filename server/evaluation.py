@@ -67,6 +67,27 @@ def _most_supported(voters: Sequence[Mapping[str, Any]], held: str) -> str:
     return max(better, key=lambda choice: float(gains[choice].sum()), default=COMBINED)
 
 
+def release_gain(reports: Iterable[Mapping[str, Any]], release: int) -> dict[str, float]:
+    """What a release brought the devices beside the one before: a metric of the next one, or none.
+
+    Devices go by it when they decide whether updates are worth their bytes. An eighth of them is left out on
+    each side, so that a few that lie cannot move it far.
+
+    Args:
+        reports: fields of Report, one mapping per device.
+        release: its number.
+    """
+    gains = np.sort(
+        [
+            float(np.clip(report["release_gain"], -LOSS_CAP, LOSS_CAP))
+            for report in reports
+            if report["holdout_windows"] and report.get("compared_with", -1) == release - 1 >= 0
+        ]
+    )
+    kept = gains[len(gains) // 8 : len(gains) - len(gains) // 8]
+    return {"release_gain": float(kept.mean())} if len(kept) else {}
+
+
 def _gains(voters: Sequence[Mapping[str, Any]], choice: str) -> NDArray[np.float64]:
     """Held-out gains over training alone, float64 [devices]; 0 where a device's version did not know it."""
     found = np.array([voter.get(f"{choice}_gain", 0.0) for voter in voters], np.float64)

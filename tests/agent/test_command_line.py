@@ -108,6 +108,7 @@ def test_the_status_of_a_device_that_learns(owner: Owner) -> None:
         "updates_without_receipt": 1,
         "training_progress": None,
         "training_paused": None,
+        "schedule": None,
     }
     assert "personal" in owner("status")[1]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.charter import MAX_STALENESS, SendingPolicy, StalenessPolicy
+from protocol.charter import MAX_STALENESS, SchedulePolicy, SendingPolicy, StalenessPolicy
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,22 @@ def test_quiet_hours_begin_with_their_start_and_end_before_their_end(
 def test_a_policy_that_makes_no_sense_names_its_entry(entry: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         SendingPolicy(**entry)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"mode": "clever"}, "mode: expected fixed or adaptive, got 'clever'"),
+        ({"nats_per_kib": float("nan")}, "nats_per_kib: expected 0 to"),
+        ({"nats_per_thousand_steps": -1.0}, "nats_per_thousand_steps: expected 0 to"),
+        ({"least_effort": 1.1}, "least_effort: expected 0 to 1, got 1.1"),
+        ({"fitted": float("inf")}, "fitted: expected 0 to"),
+        ({"patience": 0}, "patience: expected 1 to 100, got 0"),
+    ],
+)
+def test_a_schedule_that_makes_no_sense_names_its_entry(entry: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SchedulePolicy(**entry)
 
 
 limits = st.builds(

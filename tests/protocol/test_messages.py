@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from protocol import cbor, records
 from protocol.artifacts import MAX_CHUNKS, Artifact
-from protocol.charter import TrainingPolicy
+from protocol.charter import ADAPTIVE, FIXED, SchedulePolicy, TrainingPolicy
 from protocol.errors import EncodingError, ProtocolError, SchemaError, SignatureError
 from protocol.messages import (
     LIMITS,
@@ -71,12 +71,13 @@ GOLDEN = {
         "60"
     ),
     "Announcement": (
-        "a7010202616e03a401582061616161616161616161616161616161616161616161616161616161616161610205"
+        "a8010202616e03a401582061616161616161616161616161616161616161616161616161616161616161610205"
         "030404825820626262626262626262626262626262626262626262626262626262626262626258206363636363"
         "63636363636363636363636363636363636363636363636363636304b1016373676402f9380003f9000004f900"
         "00050106f407f93c0008f93c0009090af900000b010cf934000d000ea00ff90000"
         "10826e636c617373696669636174696f6e67616e6f6d616c79111818"
         "05a601f9000002000380040805f93c0006f94e0006a2010402f9380007a301fb3fd3333333333333020603fb3fa999999999999a"
+        "08a60165666978656402fb3f947ae147ae147b03fb3f847ae147ae147b04f9380005fb3f50624dd2f1a9fc0602"
     ),
     "ChunkRequest": "a2015820616161616161616161616161616161616161616161616161616161616161616102820002",
     "Chunk": "a301582061616161616161616161616161616161616161616161616161616161616161610201034464617461",
@@ -114,6 +115,14 @@ def test_the_bytes_of_a_message_never_change(kind: type) -> None:
 def test_a_message_of_today_is_read_for_ever(kind: type) -> None:
     payload = cbor.decode(bytes.fromhex(GOLDEN[kind.__name__]), limit=1024)
     assert records.from_numbered(kind, payload) == EXAMPLES[kind]
+
+
+def test_a_charter_from_before_there_were_schedules_is_that_of_the_fixed_one() -> None:
+    numbered = records.to_numbered(replace(EXAMPLES[Announcement], schedule=SchedulePolicy(ADAPTIVE)))
+    assert records.from_numbered(Announcement, numbered).schedule.mode == ADAPTIVE
+    del numbered[8]
+    assert records.from_numbered(Announcement, numbered).schedule == SchedulePolicy()
+    assert SchedulePolicy().mode == FIXED
 
 
 @pytest.mark.parametrize("kind", LIMITS, ids=lambda kind: kind.__name__)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.evaluation import first_default, fleet_default
+from server.evaluation import first_default, fleet_default, release_gain
 
 BETTER = [0.4, 0.2, 0.6, -0.3, 0.1, -0.1, 0.4, 0.2]
 UNCLEAR = [0.1, -0.1, 0.2, -0.3, 0.1, -0.2, 0.1, 0.2]
@@ -175,3 +175,22 @@ def test_the_combined_one_is_never_left_for_one_that_is_worse_on_the_mean(
     if chosen != "combined":
         of = {name: np.clip([vote.get(f"{name}_gain", 0.0) for vote in votes], -4, 4) for name in CHOICES}
         assert of[chosen].mean() > of["combined"].mean()
+
+
+def compared(gains: list[float], release: int = 4, windows: int = 5) -> list[dict[str, object]]:
+    return [
+        {"holdout_windows": windows, "release_gain": gain, "compared_with": release - 1} for gain in gains
+    ]
+
+
+def test_what_a_release_brought_is_the_mean_of_those_who_compared_it() -> None:
+    assert release_gain(compared([0.1, 0.3]), 4) == {"release_gain": pytest.approx(0.2)}
+    older, blind = compared([9.0], release=3), compared([9.0], windows=0)
+    assert release_gain([*compared([0.1]), *older, *blind], 4) == {"release_gain": pytest.approx(0.1)}
+    assert release_gain([], 4) == release_gain(compared([0.1], release=0), 0) == {}
+
+
+def test_devices_that_lie_about_a_release_do_not_move_its_gain_far() -> None:
+    honest = [0.01] * 14
+    for lie in (1e3, -1e3):
+        assert release_gain(compared([*honest, lie, lie]), 4) == {"release_gain": pytest.approx(0.01)}
