@@ -22,6 +22,7 @@ from agent.features import FeatureCache
 from agent.onnxruntime_engine import OnnxruntimeEngine
 from agent.sources import Source
 from agent.training import train
+from protocol import windows
 from protocol.charter import TrainingPolicy
 from protocol.package import unpack
 from simulation.experiment import Settings, prepare
@@ -68,6 +69,9 @@ class Laboratory:
         self.engine: Engine = OnnxruntimeEngine(folder, self.manifest)
         settings = Settings(labels_per_class=labels, seed=seed)
         experiment = prepare(folder / "run", fleet, settings)
+        self._spools = {
+            participant.device.id: participant.directory for participant in experiment.participants
+        }
         self.devices = {
             participant.device.id: self._bench(
                 participant.directory, experiment.test_set(participant.device.id)
@@ -134,13 +138,28 @@ class Laboratory:
             found.append(np.asarray(predicted == bench.test_labels))
         return found
 
+    def unlabelled(self, name: str) -> Floats:
+        """Features of a device's windows, or pictures, without a label, float32 [n, feature_size]."""
+        schema, directory = self.manifest.schema, self._spools[name]
+        source = Source(SourceConfig(str(directory / "spool")), lambda: 0.0)
+        cache = FeatureCache(directory / "features", self.manifest, limit_bytes=1 << 32)
+        parts = [np.zeros((0, self.engine.feature_size), np.float32)]
+        for listing in source.list(schema):
+            recording = source.read(listing.path, schema)
+            if recording is None or (schema.of_images and listing.label >= 0):
+                continue
+            cut = windows.cut(recording, self.manifest.window)
+            x = recording.samples if schema.of_images else cut.x[cut.y < 0]
+            parts.append(self.engine.features(np.ascontiguousarray(cache.prepared(x))))
+        return np.concatenate(parts)
+
     def _bench(self, directory: Path, test: tuple[NDArray[np.float32], NDArray[np.int64]]) -> Bench:
         cache = FeatureCache(directory / "features", self.manifest, limit_bytes=1 << 32)
         source = Source(SourceConfig(str(directory / "spool")), lambda: 0.0)
         labelled = cache.collect(source, self.engine, 1 << 30).labelled
         training, holdout = split(labelled, self.policy.holdout_fraction, self.manifest.window.length)
-        windows, labels = test
-        return Bench(training, holdout, labelled, self.engine.features(cache.prepared(windows)), labels)
+        tested, labels = test
+        return Bench(training, holdout, labelled, self.engine.features(cache.prepared(tested)), labels)
 
 
 class _Pulled:

@@ -49,6 +49,7 @@ class OurFleet:
         self._chosen: dict[str, int] = {}
         self._alone = {chain: dict.fromkeys(names, lab.initial) for chain in ("local", "local_full")}
         self._number = 0
+        self._members: dict[str, dict[str, Floats]] = {}
         self.used: dict[str, Ensemble] = {}
         """What each device uses now."""
 
@@ -75,6 +76,10 @@ class OurFleet:
         self._stack = self._aggregated(starts, personal)
         self._number += 1
 
+    def members(self, name: str) -> Adapters:
+        """By name, what a device learned from the last release, and the release's own adapter, "global"."""
+        return self._members[name]
+
     def _personal(self, name: str, start: Floats) -> Floats:
         windows = self._lab.devices[name].training
         if DISCRIMINANT in self._lab.manifest.tasks:
@@ -100,6 +105,7 @@ class OurFleet:
                 self._lab.engine, self._lab.manifest, release, bench.training, bench.labelled
             )
         verdict = judge(self._lab.engine, candidates, bench.training, bench.holdout, self._default)
+        self._members[name] = candidates
         self.used[name] = verdict.used(candidates)
         return verdict
 
