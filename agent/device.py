@@ -337,7 +337,8 @@ class DeviceAgent:
             "unlabelled_windows": str(material.unlabelled_windows),
             "holdout_windows": str(len(material.holdout)),
             "gain": repr(verdict.decision.gain),
-            **{f"{choice}_gain": repr(gain) for choice, gain in verdict.gains.items()},
+            # What was said of a choice that the device does not have any more must not stay.
+            **{f"{choice}_gain": repr(verdict.gains.get(choice, 0.0)) for choice in ensemble.MEMBERS},
             **ensemble.as_facts(verdict.scales),
             **schedule,
         }

@@ -159,7 +159,7 @@ class Learner:
         plan = plan or Plan()
         starts = {name: self._with_heads(name, start, material, release) for name, start in starts.items()}
         if not len(material.holdout):
-            starts = {name: start for name, start in starts.items() if not _repeats(name, starts)}
+            starts = {name: start for name, start in starts.items() if not self._repeats(name, starts)}
         # All that the result depends on: a checkpoint of anything else must not be gone on with.
         identity = hashlib.sha256(b"%d " % release + material.fingerprint.encode() + self._seed)
         identity.update(cbor.encode(records.to_numbered(self.policy)))
@@ -328,8 +328,11 @@ class Learner:
         seed = hashlib.sha256(self._seed + f"{release} {name}".encode()).digest()
         return lambda: np.random.Generator(np.random.PCG64(int.from_bytes(seed[:16], "little")))
 
+    def _repeats(self, name: str, starts: Mapping[str, Floats]) -> bool:
+        """Whether another training starts alike, and so ends alike where it has the same windows.
 
-def _repeats(name: str, starts: Mapping[str, Floats]) -> bool:
-    """Whether another training has the same start, and so the same result where it has the same windows."""
-    other = starts.get(name.removesuffix(FULL)) if name.endswith(FULL) else None
-    return other is not None and other.tobytes() == starts[name].tobytes()
+        Heads do not count: trainings leave them as they are, and only what is sent needs its own.
+        """
+        other = starts.get(name.removesuffix(FULL)) if name.endswith(FULL) else None
+        trained = self.manifest.graph_parameters
+        return other is not None and other[:trained].tobytes() == starts[name][:trained].tobytes()

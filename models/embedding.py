@@ -71,7 +71,7 @@ def raw(predict: bytes, adapter: Floats, where: str) -> Raw:
         where = LAST
     if where == FEATURES:
         return Raw((), (), "features", batch, size)
-    output = _place(model.graph, where)
+    output = _place(model, where)
     nodes = _ancestors(model.graph, output)
     needed = {name for node in nodes for name in node.input}
     constants = [tensor for tensor in model.graph.initializer if tensor.name in needed]
@@ -144,11 +144,15 @@ def run_in_batches(session: onnxruntime.InferenceSession, features: Floats, batc
     return np.concatenate(parts)
 
 
-def _place(graph: onnx.GraphProto, where: str) -> str:
+def _place(model: onnx.ModelProto, where: str) -> str:
+    graph = model.graph
     if where == FIRST:
-        first = next((node for node in graph.node if node.op_type == "Relu"), None)
-        if first is not None:
-            return str(first.output[0])
+        inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
+        widths = {value.name: value.type.tensor_type.shape.dim[-1].dim_value for value in inferred}
+        places = [str(node.output[0]) for node in graph.node if node.op_type == "Relu"]
+        if places:
+            # An adapter has activations of its own, which are narrower; of equal ones the first is meant.
+            return max(places, key=lambda name: widths.get(name, 0))
     else:
         last = next((node for node in graph.node if "logits" in node.output), None)
         if last is not None and last.op_type in ("Gemm", "MatMul"):

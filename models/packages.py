@@ -12,7 +12,7 @@ import onnx
 from models import graphs
 from models.errors import ModelError
 from protocol.errors import ProtocolError, SignatureError
-from protocol.package import PREDICT, PREFIX, STEP, Manifest, ModelPackage, unpack
+from protocol.package import EMBEDDING, PREDICT, PREFIX, STEP, Manifest, ModelPackage, unpack
 from protocol.signing import PublicKey
 
 DOMAINS = ("", "ai.onnx")
@@ -73,7 +73,7 @@ def verify(data: bytes, publisher: PublicKey) -> ModelPackage:
     except ProtocolError as error:
         raise ModelError(str(error)) from error
     sessions = {}
-    for member in (PREFIX, STEP, PREDICT):
+    for member, _, _ in _expected(package.manifest):
         try:
             model = onnx.load_from_string(package.members[member])
             onnx.checker.check_model(model, full_check=True)
@@ -102,10 +102,12 @@ def _expected(manifest: Manifest) -> list[tuple[str, Shapes, Shapes]]:
     features: Shapes = {"features": ("float32", (batch, manifest.feature_size))}
     rows: Shapes = {"labels": ("int64", (batch,)), "weights": ("float32", (batch,))}
     window: Shapes = {"window": ("float32", (batch, *manifest.input_shape))}
+    embedding: Shapes = {"embedding": ("float32", (batch, manifest.embedding_size))}
     return [
         (PREFIX, window, features),
         (STEP, adapter | features | rows, {"loss": ("float32", ()), "gradient": ("float32", (width,))}),
         (PREDICT, adapter | features, {"logits": ("float32", (batch, classes))}),
+        *([(EMBEDDING, features, embedding)] if manifest.embedding_size else []),
     ]
 
 

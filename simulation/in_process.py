@@ -21,6 +21,7 @@ from protocol.package import unpack
 from protocol.signing import PrivateKey
 from server.config import ServerConfig
 from server.coordinator import Coordinator
+from server.evaluation import first_default
 from server.round import RoundPolicy
 from server.store import Store as ServerStore
 from simulation.errors import SimulationError
@@ -216,7 +217,8 @@ class InProcessFederation:
         package = unpack(data, None)
         if store.newest_package() is None:
             name, sha256 = package.manifest.name, hashlib.sha256(data).digest()
-            store.add_package(data, sha256, name, package.adapter, self.clock())
+            default = first_default(package.manifest.tasks)
+            store.add_package(data, sha256, name, package.adapter, self.clock(), default=default)
         store.close()
 
     def _server_config(self) -> ServerConfig:

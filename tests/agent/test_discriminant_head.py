@@ -284,7 +284,6 @@ def test_labels_that_came_since_the_release_are_in_the_step_of_the_head(device: 
     np.testing.assert_allclose(found, after, atol=half)
 
 
-@pytest.mark.xfail(reason="the store keeps what was said of an earlier release", strict=True)
 def test_a_head_that_was_switched_off_is_not_reported_with_the_gains_it_once_had(
     device: HeadedDevice,
 ) -> None:

@@ -187,7 +187,6 @@ def test_a_head_that_makes_the_adapter_too_large_is_refused(monkeypatch: pytest.
         add_discriminant_head(PLAIN, DIMENSION, KEY, SOURCES)
 
 
-@pytest.mark.xfail(reason="embedding.onnx is not looked at", strict=True)
 def test_verify_refuses_a_signed_embedding_that_is_not_onnx() -> None:
     package = unpack(HEADED, None)
     members = {**package.members, EMBEDDING: b"no graph"}
