@@ -26,7 +26,7 @@ VARIANCE_FLOOR = 1e-3
 """Least variance of a dimension, relative to the mean of all."""
 BETWEEN_FLOOR = 0.02
 """Least variance of devices' means: no fleet agrees wholly."""
-FRESH_ROUNDS = 8
+FRESH_ROUNDS = 4
 """Releases in which a head takes shape: every device contributes, and their mean is one of all rounds."""
 REFRESH = 8
 """Later on, devices contribute to each release whose number is a multiple of this."""
