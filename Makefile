@@ -37,6 +37,7 @@ bench: $(VENV)/installed mosquitto  ## the published figures; the real data sets
 	$(VENV)/bin/python -m benchmarks.fleets
 	$(VENV)/bin/python -m benchmarks.accuracy --plot runs/benchmarks/accuracy.png
 	$(VENV)/bin/python -m benchmarks.joining
+	$(VENV)/bin/python -m benchmarks.unlabelled
 	$(VENV)/bin/python -m benchmarks.sending --plot runs/benchmarks/sending.png
 	$(VENV)/bin/python -m benchmarks.oracle
 	$(VENV)/bin/python -m benchmarks.robust

@@ -28,7 +28,7 @@ BETWEEN_FLOOR = 0.02
 """Least variance of devices' means: no fleet agrees wholly."""
 FRESH_ROUNDS = 4
 """Releases in which a head takes shape: every device contributes, and their mean is one of all rounds."""
-REFRESH = 8
+REFRESH = 10
 """Later on, devices contribute to each release whose number is a multiple of this."""
 LONGEST_STEP = 1.0
 """L2 norm of a step at most, whatever the data."""

@@ -28,8 +28,8 @@ Doubles = NDArray[np.float64]
 
 WITHIN, MEANS, BETWEEN, ROUNDS = (f"discriminant.{part}" for part in ("within", "means", "between", "rounds"))
 SEGMENTS = (WITHIN, MEANS, BETWEEN, ROUNDS)
-STEP_RATIO = 0.5
-"""Quantisation step of its segments, in root mean squares: 3 bits per parameter."""
+STEP_RATIO = 0.75
+"""Quantisation step of its segments, in root mean squares: 2.5 bits per parameter."""
 MAX_DIMENSION = 1024
 LARGEST_BETWEEN = 10.0
 """Variance of devices' means above which the fleet's mean says nothing any more."""

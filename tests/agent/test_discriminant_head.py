@@ -238,7 +238,7 @@ def test_a_charter_without_the_task_switches_the_head_off_and_on_again(device: H
     assert report.combined_gain != 0.0
 
 
-def test_a_head_that_has_taken_shape_is_not_in_the_update_but_for_every_eighth_release(
+def test_a_head_that_has_taken_shape_is_not_in_the_update_but_for_every_tenth_release(
     device: HeadedDevice,
 ) -> None:
     shaped = headed_adapter(0.0, replace(INITIAL_STATISTICS, rounds=float(FRESH_ROUNDS)))

@@ -39,7 +39,7 @@ def command(directory: Path, rounds: int, *extra: str) -> list[str]:
 
 
 def demo(directory: Path, *extra: str) -> dict[str, Any]:
-    result = subprocess.run(command(directory, 3, *extra), check=False, capture_output=True, text=True)
+    result = subprocess.run(command(directory, 10, *extra), check=False, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     [line] = result.stdout.splitlines()
     assert processes_of(str(directory)) == []
@@ -59,7 +59,7 @@ def first(folder: Path) -> dict[str, Any]:
 
 def test_the_last_line_and_the_files(folder: Path, first: dict[str, Any]) -> None:
     assert list(first) == KEYS
-    assert (first["devices"], first["rounds"]) == (8, 3)
+    assert (first["devices"], first["rounds"]) == (8, 10)
     assert first["bits_per_parameter"] <= 1.6
     assert first["accuracy_fleet"] > first["accuracy_backbone"]
     report = json.loads((folder / "report.json").read_text("utf-8"))
