@@ -422,10 +422,18 @@ class Coordinator:
         self._unjudged = True
         self._counting = None
         done = self._store.rounds_done(self._package_record.version)
-        self._state = rounds.Waiting(self._store.next_round_number(), done)
+        self._state = rounds.Waiting(self._store.next_round_number(), done, self._rest_until())
         record = self._store.open_round_record()
         if record is not None:
             self._resume(record, done, self._package.manifest)
+
+    def _rest_until(self) -> float:
+        """When the next round may open, as far as withdrawals have a say."""
+        if self._release is None:
+            return 0.0
+        return withdrawals.rest_until(
+            self._store.withdrawals(), self._release, self._config.round.pause_seconds
+        )
 
     def _resume(self, record: RoundRecord, done: int, manifest: Manifest) -> None:
         # Under the policies that it was opened with: a changed configuration holds from the next round on.

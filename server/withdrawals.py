@@ -1,5 +1,6 @@
 """Withdrawals in the database: the release that takes the place of another, and the evidence for it."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +11,8 @@ from server.database import Database
 from server.guard import Evidence
 from server.ledger_records import ReleaseRecord, RoundRecord, release_row
 
+LEAST_REST, LONGEST_REST = 60.0, 24 * 3600.0
+"""Seconds between rounds where releases are withdrawn one after another."""
 OUTCOME = "its release was withdrawn"
 """Of a round that started from a release that was withdrawn."""
 
@@ -33,6 +36,30 @@ def replacement(withdrawn: ReleaseRecord, restored: ReleaseRecord, now: float) -
         withdraws=withdrawn.number,
         domains=restored.domains,
     )
+
+
+def rest_until(found: Iterable[Mapping[str, Any]], newest: ReleaseRecord, pause_seconds: float) -> float:
+    """When the next round may open after a withdrawal, Unix seconds; 0 where the newest release is none.
+
+    The devices that made a bad release would make it again from the same start: so each withdrawal in a row
+    doubles the rest, until their data are others or an operator looks.
+
+    Args:
+        found: withdrawals, newest first.
+        newest: the newest release.
+        pause_seconds: between two rounds.
+    """
+    if newest.withdraws is None:
+        return 0.0
+    in_a_row, expected = 0, newest.number
+    for row in found:
+        if row["replacement"] != expected:
+            break
+        in_a_row, expected = in_a_row + 1, row["replacement"] - 2  # a round's release lies in between
+    if in_a_row <= 1:
+        return newest.created_at + pause_seconds
+    rest = max(pause_seconds, LEAST_REST) * 2.0 ** min(in_a_row - 1, 20)
+    return newest.created_at + min(rest, max(pause_seconds, LONGEST_REST))
 
 
 def of_withdrawn(record: RoundRecord | None) -> bool:

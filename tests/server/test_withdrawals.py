@@ -236,3 +236,42 @@ def test_replay_tells_a_withdrawal_that_did_not_go_back(federation: Federation) 
         )
     found = replay(federation.store, 3, "pumps")
     assert (found.verdict, "not that of release 1" in found.reason) == (DIFFERENT, True)
+
+
+def test_a_fleet_that_makes_the_same_bad_release_again_rests_longer_each_time(federation: Federation) -> None:
+    waited = []
+    for _ in range(4):
+        report(federation, [-0.5] * 8)
+        federation.coordinator.tick()
+        assert newest(federation).withdraws is not None
+        waited.append(opens_after(federation))
+        run_round(federation, -0.9)
+    assert waited == [0, 120, 240, 480]
+
+
+def test_the_rest_is_kept_across_a_restart_and_is_over_once_a_release_stays(federation: Federation) -> None:
+    for _ in range(2):
+        report(federation, [-0.5] * 8)
+        federation.coordinator.tick()
+        assert newest(federation).withdraws is not None
+        if newest(federation).number == 3:
+            run_round(federation, -0.9)
+    federation.restart()
+    assert opens_after(federation) == 120
+    run_round(federation, 0.4)
+    report(federation, [0.3] * 8)
+    run_round(federation, -0.9)
+    report(federation, [-0.5] * 8)
+    federation.coordinator.tick()
+    assert opens_after(federation) == 0
+
+
+def opens_after(federation: Federation) -> int:
+    """Seconds until the next round opens, all devices being there, to the nearest ten."""
+    before = federation.store.next_round_number()
+    for seconds in range(0, 2000, 10):
+        federation.open_round_if_due()
+        if federation.store.next_round_number() > before:
+            return seconds
+        federation.clock.advance(10.0)
+    raise AssertionError("no round opened")
