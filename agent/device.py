@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agent import ensemble, participant
+from agent import adoption, participant
 from agent.config import AgentConfig
 from agent.engine import Engine, Floats
 from agent.engines import open_engine
@@ -324,22 +324,10 @@ class DeviceAgent:
         learned: Learned,
         schedule: Mapping[str, str],
     ) -> None:
-        verdict = learned.verdict
+        choice = learned.verdict.decision.choice
         facts = {
             **self._comparison(learned.adapters["global"], material),
-            "domain": str(domain),
-            "domains": str(release.domains),
-            "fingerprint": material.fingerprint,
-            "windows": str(learned.personal.windows),
-            "loss_before": repr(learned.personal.loss_before),
-            "loss_after": repr(learned.personal.loss_after),
-            "labelled_windows": str(len(material.labelled)),
-            "unlabelled_windows": str(material.unlabelled_windows),
-            "holdout_windows": str(len(material.holdout)),
-            "gain": repr(verdict.decision.gain),
-            # What was said of a choice that the device does not have any more must not stay.
-            **{f"{choice}_gain": repr(verdict.gains.get(choice, 0.0)) for choice in ensemble.MEMBERS},
-            **ensemble.as_facts(verdict.scales),
+            **adoption.facts(release, domain, material, learned),
             **schedule,
         }
         adapters, learner = dict(learned.adapters), self._require_learner()
@@ -347,11 +335,11 @@ class DeviceAgent:
         withheld = None if release.withdraws == self._state.release else self._outbox.withheld()
         if withheld is not None:
             adapters["withheld"] = learner.carried_over(withheld)
-        self._store.adopt(release.number, release.adapter_sha256, adapters, verdict.decision.choice, facts)
+        self._store.adopt(release.number, release.adapter_sha256, adapters, choice, facts)
         log.info(
             "release=%d windows=%d held_out=%d domain=%d uses=%s gain=%.3f",
             release.number, learned.personal.windows, len(material.holdout), domain,
-            verdict.decision.choice, verdict.decision.gain,
+            choice, learned.verdict.decision.gain,
         )  # fmt: skip
         self._outbox.look()
         self._step(participant.on_adopted(self._state, release))
