@@ -6,6 +6,7 @@ from importlib import resources
 import numpy as np
 import pytest
 
+from benchmarks import unlabelled
 from benchmarks.laboratory import Laboratory
 from benchmarks.methods import METHODS, attention, local
 from simulation import vibration
@@ -64,3 +65,20 @@ def test_attention_listens_to_those_who_are_alike() -> None:
 def test_a_device_with_more_windows_is_listened_to_more() -> None:
     shares = attention(np.eye(3), np.array([1.0, 1.0, 4.0]))
     assert shares[0, 2] > shares[0, 1]
+
+
+def test_windows_without_labels_are_those_that_are_not_labelled(lab: Laboratory) -> None:
+    for name, bench in lab.devices.items():
+        others = lab.unlabelled(name)
+        assert others.shape == (len(others), lab.engine.feature_size)
+        known = {row.tobytes() for row in bench.labelled.features}
+        assert len(others) > len(known)
+        assert not any(row.tobytes() in known for row in others)
+
+
+def test_every_way_to_use_them_is_measured_beside_not_using_them(lab: Laboratory) -> None:
+    found = unlabelled.measure(lab)
+    assert len(found) == 2 + len(unlabelled.WAYS) + 4
+    chance = 100 / lab.engine.classes
+    assert all(chance < accuracy <= 100 for accuracy in found.values())
+    assert max(abs(found[f"classifier + {way}"] - found["classifier"]) for way in unlabelled.WAYS) > 0
