@@ -104,6 +104,25 @@ def fit(statistics: Statistics, embedded: Floats, labels: Labels) -> Discriminan
     return Discriminant(whitening, means, 1 + 1 / precision)
 
 
+def log_likelihoods(statistics: Statistics, embedded: Floats) -> Doubles:
+    """Of windows of an unknown device and unknown classes, nats, float64 [m]; broken windows are left out.
+
+    Each class is as likely as any other.
+
+    Args:
+        statistics: of the fleet, or of a domain.
+        embedded: float32 [n, dimension].
+    """
+    embedded, _ = _usable(embedded, np.zeros(len(embedded), np.int64))
+    found = fit(statistics, embedded[:0], np.zeros(0, np.int64))
+    whitened = embedded.astype(np.float64) @ found.whitening
+    squares = ((whitened[:, None] - found.means) ** 2).sum(axis=2)
+    logits = -0.5 * (squares / found.variances + found.means.shape[1] * np.log(found.variances))
+    largest = logits.max(axis=1)
+    together = largest + np.log(np.exp(logits - largest[:, None]).mean(axis=1))
+    return np.asarray(together + np.linalg.slogdet(found.whitening)[1], np.float64)
+
+
 def advance(head: Floats, embedded: Floats, labels: Labels, release: int) -> Floats:
     """A head after a device's step, float32 [parameters]: towards the statistics of its own windows.
 

@@ -141,7 +141,13 @@ class Learner:
 
     def domain(self, stack: Floats, material: Material, held: int | None) -> int:
         """Which of a release's adapters to go on from; see domains.py."""
-        return domains.choose(self._engine, stack, material.labelled, held)
+        if len(material.labelled) or not (self._trains(DISCRIMINANT) and self._engine.embedding_size):
+            return domains.choose(self._engine, stack, material.labelled, held)
+        first = self._cache.first_windows(
+            self._source, self._engine, self.policy.reference_windows, self._maximum() // 4
+        )
+        features = np.concatenate([np.zeros((0, self._engine.feature_size), np.float32), *first])
+        return domains.likeliest(self._engine, self.manifest, stack, features, held)
 
     def begin(
         self, release: int, starts: Mapping[str, Floats], material: Material, plan: Plan | None = None

@@ -8,7 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from agent.dataset import Labelled
-from agent.domains import choose
+from agent.discriminant import log_likelihoods
+from agent.domains import choose, likeliest
+from protocol.discriminant import Statistics
 from protocol.domains import MAX_DOMAINS, adapter_of, restacked, stacked
 from protocol.errors import ArtifactError
 from protocol.messages import Release, Report, Update
@@ -20,9 +22,14 @@ from protocol.release_coding import (
     encode_keyframe,
 )
 from tests.agent.test_device import TOPICS, Device
+from tests.agent.test_discriminant_head import HeadedDevice
 from tests.builders import (
+    DIMENSION,
     PARAMETERS,
+    DiscriminantEngine,
     LogisticEngine,
+    discriminant_manifest,
+    headed_adapter,
     tiny_manifest,
     tiny_members,
     two_levels,
@@ -89,6 +96,53 @@ def test_stacks_and_their_parts() -> None:
     for domain in (-1, 2):
         with pytest.raises(ArtifactError, match="expected a domain up to 1"):
             adapter_of(both, PARAMETERS, domain)
+
+
+# A device without labels
+
+ENGINE = DiscriminantEngine()
+MANIFEST = discriminant_manifest({**tiny_members(), "embedding.onnx": b"embedding"})
+
+
+def domain_at(*levels: float, within: float = 0.01) -> NDArray[np.float32]:
+    """An adapter whose head says that the classes' windows are at these levels."""
+    features = np.stack([np.array(levels), np.full(2, 0.1)], axis=1).astype(np.float32)
+    means = ENGINE.embed(features).astype(np.float64)
+    return headed_adapter(0.0, Statistics(within * np.eye(DIMENSION), means, np.full(2, 0.5)))
+
+
+def test_without_labels_a_device_goes_where_its_windows_are_what_devices_have() -> None:
+    far, near = domain_at(5.0, 9.0), domain_at(-1.0, 1.0)
+    unlabelled = windows(8, 0.1).features
+    assert likeliest(ENGINE, MANIFEST, stack(far, near), unlabelled, None) == 1
+    assert likeliest(ENGINE, MANIFEST, stack(near, far), unlabelled, 1) == 0
+
+
+def test_without_labels_it_changes_its_domain_on_evidence_only() -> None:
+    near, alike = domain_at(-1.0, 1.0), domain_at(-1.001, 1.0)
+    assert likeliest(ENGINE, MANIFEST, stack(near, alike), windows(6, 0.1).features, 0) == 0
+    assert likeliest(ENGINE, MANIFEST, stack(near, alike), windows(6, 0.1).features, 1) == 1
+    assert likeliest(ENGINE, MANIFEST, stack(near, domain_at(5.0, 9.0)), windows(2).features, 1) == 1
+    nothing = windows(0).features
+    assert likeliest(ENGINE, MANIFEST, stack(near, alike), nothing, 1) == 1
+    assert likeliest(ENGINE, MANIFEST, stack(near, alike), nothing, None) == 0
+
+
+def test_a_spread_that_fits_is_likelier_than_one_that_covers_everything() -> None:
+    tight, wide = domain_at(-1.0, 1.0), domain_at(-1.0, 1.0, within=100.0)
+    assert likeliest(ENGINE, MANIFEST, stack(wide, tight), windows(20, 0.05).features, None) == 1
+
+
+@pytest.mark.parametrize("broken", [np.nan, 1e30])
+def test_windows_that_are_no_numbers_choose_no_domain(broken: float) -> None:
+    unlabelled = np.full((8, 2), broken, np.float32)
+    near = domain_at(-1.0, 1.0)
+    assert likeliest(ENGINE, MANIFEST, stack(near, near), unlabelled, 1) == 1
+    some = np.concatenate([windows(8, 0.1).features, unlabelled[:1]])
+    assert likeliest(ENGINE, MANIFEST, stack(domain_at(5.0, 9.0), near), some, None) == 1
+    found = log_likelihoods(Statistics.of(near[PARAMETERS:], DIMENSION), ENGINE.embed(some))
+    assert found.shape == (8,)
+    assert np.isfinite(found).all()
 
 
 # A device
@@ -170,3 +224,18 @@ def test_a_keyframe_of_another_size_than_its_domains_is_refused(device: Device) 
     bad = Release(1, package, b"", adapter_sha256(whole), encode_keyframe(whole), domains=3)
     device.tell(TOPICS.all("release"), bad)
     assert device.store.state().release == 0
+
+
+def test_a_device_without_a_single_label_goes_on_from_the_domain_of_its_windows(tmp_path: Path) -> None:
+    device = HeadedDevice(tmp_path / "device")
+    write_recording(device.spool / "a.csv", [("", level) for _, level in two_levels(20)])
+    device.install()
+    device.publish()
+    levels = [level for _, level in two_levels(1)]
+    both = stack(domain_at(50.0, 90.0), domain_at(*levels, within=1.0))
+    package = device.store.state().package
+    found = Release(1, package, b"", adapter_sha256(both), encode_keyframe(both), domains=2)
+    device.tell(TOPICS.all("release"), found)
+    device.agent.tick()
+    assert (device.store.number("domain", -1), device.store.state().release) == (1, 1)
+    device.close()
