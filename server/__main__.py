@@ -269,8 +269,10 @@ def _cell(name: str, value: Any) -> str:
         return moment.strftime("%m-%d %H:%M:%SZ")
     if isinstance(value, bytes):
         return value.hex()[:16]
-    if isinstance(value, dict):
-        return " ".join(f"{key}={number:.4g}" for key, number in value.items())
+    if isinstance(
+        value, dict
+    ):  # one figure a line: side by side they would break anywhere in a narrow terminal
+        return "\n".join(f"{key.replace('_', ' ')} {number:.3f}" for key, number in value.items())
     return str(value)
 
 
