@@ -11,7 +11,7 @@ from models.anomaly_head import add_anomaly_head, initial_head
 from models.engine_checks import check_engines
 from models.errors import ModelError
 from models.packages import verify
-from protocol.package import ANOMALY, CLASSIFICATION, Segment, unpack
+from protocol.package import ANOMALY, CLASSIFICATION, DISCRIMINANT, Segment, unpack
 from protocol.signing import PrivateKey
 from tests.builders import PUBLISHER, tiny_package
 
@@ -26,7 +26,9 @@ def test_the_graphs_of_a_real_package_verify_and_compute_as_before(tmp_path: Pat
     after = verify(data, KEY.public)
     assert "onnxruntime" not in check_engines(after)
     size = before.manifest.feature_size * RANK
-    assert after.manifest.tasks == (CLASSIFICATION, ANOMALY)
+    assert (
+        after.manifest.tasks == (*before.manifest.tasks, ANOMALY) == (CLASSIFICATION, DISCRIMINANT, ANOMALY)
+    )
     assert after.manifest.segments == (*before.manifest.segments, Segment(ANOMALY, size))
     assert np.array_equal(after.adapter[:-size], before.adapter)
     random = np.random.Generator(np.random.PCG64(0))

@@ -354,7 +354,7 @@ def test_a_package_of_three_tasks_says_what_the_graphs_see() -> None:
     assert records.from_numbered(Manifest, payload) == manifest
 
 
-@pytest.mark.parametrize(("ratio", "fine"), [(2.5, 0.5), (0.5, 0.5), (0.25, 0.25)])
+@pytest.mark.parametrize(("ratio", "fine"), [(2.5, discriminant.STEP_RATIO), (0.5, 0.5), (0.25, 0.25)])
 def test_only_the_discriminant_head_is_coded_finer_than_the_charter_says(ratio: float, fine: float) -> None:
     manifest = manifest_of(TASKS, *DISCRIMINANT_SEGMENTS, HEAD)
     assert manifest.step_ratios(ratio) == (ratio, ratio, fine, fine, fine, fine, ratio)
