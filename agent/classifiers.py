@@ -1,7 +1,5 @@
 """What a device does with the discriminant head of a release: its step of it, its classifiers."""
 
-import numpy as np
-
 from agent import discriminant
 from agent.dataset import Labelled
 from agent.engine import Engine, Floats
@@ -47,11 +45,3 @@ def of_release(
         name: discriminant.fit(statistics, engine.embed(windows.features), windows.labels).vector()
         for name, windows in ((DISCRIMINANT, training), (DISCRIMINANT + FULL, labelled))
     }
-
-
-def without_step(manifest: Manifest, difference: Floats) -> Floats:
-    """A difference, float32 [parameters], without what it says of the head."""
-    part = manifest.task_slices().get(DISCRIMINANT, slice(0, 0))
-    kept: Floats = difference.copy()
-    kept[part] = np.float32(0)
-    return kept

@@ -53,10 +53,15 @@ class Discriminant:
         Args:
             embedded: windows, float32 [n, dimension].
         """
+        found = self.densities(embedded)
+        return np.asarray(found - found.mean(axis=1, keepdims=True), np.float64)
+
+    def densities(self, embedded: Floats) -> Doubles:
+        """Logarithm of the density of each class, up to a constant, float64 [n, classes]; not centred."""
         whitened = embedded.astype(np.float64) @ self.whitening
         squares = ((whitened[:, None] - self.means) ** 2).sum(axis=2)
         found = -0.5 * (squares / self.variances + self.means.shape[1] * np.log(self.variances))
-        return np.asarray(found - found.mean(axis=1, keepdims=True), np.float64)
+        return np.asarray(found, np.float64)
 
     def vector(self) -> Floats:
         """The classifier, for the store, float32 [dimension**2 + classes * (dimension + 1)]."""
@@ -115,11 +120,9 @@ def log_likelihoods(statistics: Statistics, embedded: Floats) -> Doubles:
     """
     embedded, _ = _usable(embedded, np.zeros(len(embedded), np.int64))
     found = fit(statistics, embedded[:0], np.zeros(0, np.int64))
-    whitened = embedded.astype(np.float64) @ found.whitening
-    squares = ((whitened[:, None] - found.means) ** 2).sum(axis=2)
-    logits = -0.5 * (squares / found.variances + found.means.shape[1] * np.log(found.variances))
-    largest = logits.max(axis=1)
-    together = largest + np.log(np.exp(logits - largest[:, None]).mean(axis=1))
+    densities = found.densities(embedded)
+    largest = densities.max(axis=1)
+    together = largest + np.log(np.exp(densities - largest[:, None]).mean(axis=1))
     return np.asarray(together + np.linalg.slogdet(found.whitening)[1], np.float64)
 
 

@@ -27,6 +27,7 @@ from agent.objective import comparable_losses, mean_loss
 from agent.schedule import Plan
 from agent.sources import Source
 from agent.training import Training
+from agent.update import without_heads
 from agent.verdict import Verdict, judge
 from protocol import cbor, records
 from protocol.charter import TrainingPolicy
@@ -246,11 +247,7 @@ class Learner:
 
         A step of the heads goes all the way from the release that it starts from: not twice.
         """
-        difference = classifiers.without_step(self.manifest, difference)
-        if ANOMALY not in self.manifest.tasks:
-            return difference
-        part = self.manifest.task_slices()[ANOMALY]
-        return anomaly.with_head(difference, part, np.zeros_like(difference[part]))
+        return without_heads(self.manifest, difference)
 
     def _classifiers(self, release: Floats, material: Material) -> dict[str, Floats]:
         if not self._trains(DISCRIMINANT):

@@ -22,6 +22,13 @@ def clip(difference: Floats, clipping_bound: float) -> Floats:
     return (difference * (clipping_bound / norm)).astype(np.float32)
 
 
+def without_heads(manifest: Manifest, difference: Floats) -> Floats:
+    """A difference, float32 [parameters], without what it says of the heads behind the graphs' segments."""
+    kept: Floats = difference.copy()
+    kept[manifest.graph_parameters :] = np.float32(0)
+    return kept
+
+
 @dataclass(frozen=True)
 class Contribution:
     """What an update tells."""

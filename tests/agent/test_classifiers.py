@@ -9,6 +9,7 @@ from agent import classifiers, discriminant
 from agent.dataset import Labelled
 from agent.discriminant import Discriminant
 from agent.errors import EngineError
+from agent.update import without_heads
 from protocol.discriminant import Statistics
 from protocol.package import DISCRIMINANT, EMBEDDING
 from tests.agent.test_training import data
@@ -65,12 +66,12 @@ def test_without_labels_or_an_embedding_the_head_stays_and_there_is_no_classifie
 
 def test_what_was_said_of_the_head_is_taken_out_of_a_difference() -> None:
     difference = np.arange(1, len(RELEASE) + 1, dtype=np.float32)
-    found = classifiers.without_step(MANIFEST, difference)
+    found = without_heads(MANIFEST, difference)
     assert not found[HEAD].any()
     assert found[:PARAMETERS].tolist() == difference[:PARAMETERS].tolist()
     assert difference.all()  # the one given stays
     headless = tiny_manifest(tiny_members())
-    assert classifiers.without_step(headless, difference[:PARAMETERS]).all()
+    assert without_heads(headless, difference[:PARAMETERS]).all()
 
 
 def test_an_engine_that_does_not_run_the_embedding_says_so() -> None:
