@@ -34,7 +34,7 @@ from agent.work import Job, Work
 from protocol.charter import TrainingPolicy
 from protocol.domains import adapter_of
 from protocol.errors import ProtocolError
-from protocol.messages import Announcement, Chunk, Receipt, Release, Round, unseal
+from protocol.messages import Announcement, Chunk, Receipt, Release, Round, verify_message
 from protocol.package import ADAPTER, Manifest, read_adapter
 from protocol.signing import PrivateKey, PublicKey
 from protocol.topics import ALL, DOWN, Topics
@@ -115,7 +115,7 @@ class DeviceAgent:
 
     def will(self) -> tuple[str, bytes]:
         """What the broker tells the server when the device is gone."""
-        return self._reporter.sealed_state(self._state, self._outbox.waits, online=False)
+        return self._reporter.signed_state(self._state, self._outbox.waits, online=False)
 
     def connected(self) -> None:
         """Say what the device runs, and send again what has no receipt."""
@@ -141,7 +141,7 @@ class DeviceAgent:
             return
         kind, handler = handlers[topic]
         try:
-            handler(unseal(kind, payload, self._server, topic))
+            handler(verify_message(kind, payload, self._server, topic))
         except ProtocolError as error:
             log.warning("dropped a message on %s: %s", topic, error)
         except AgentError as error:  # e.g. a model that the engine refuses: the agent stays reachable

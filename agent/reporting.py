@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from agent.participant import State
 from agent.store import Store
 from agent.voice import Voice
-from protocol.messages import DeviceState, Report, seal
+from protocol.messages import DeviceState, Report, sign_message
 from runtime import memory
 
 REPEAT_SECONDS = 6 * 3600.0
@@ -51,7 +51,7 @@ class Reporter:
         self._said_at = self._now()
         self._voice.say("state", self._state(state, waits, online=True), retain=True)
 
-    def sealed_state(self, state: State, waits: str, *, online: bool) -> tuple[str, bytes]:
+    def signed_state(self, state: State, waits: str, *, online: bool) -> tuple[str, bytes]:
         """Topic and message of what the device runs.
 
         Args:
@@ -60,7 +60,7 @@ class Reporter:
             online: False in the last will.
         """
         topic = self._voice.topic("state")
-        return topic, seal(self._state(state, waits, online=online), self._voice.key, topic)
+        return topic, sign_message(self._state(state, waits, online=online), self._voice.key, topic)
 
     def report(self, problems: tuple[str, ...]) -> None:
         """Publish the gate's verdict on the release that is held, and what taking part has cost so far.

@@ -7,7 +7,7 @@ import numpy as np
 from agent.engine import Floats
 from protocol import entropy_coding
 from protocol.charter import TrainingPolicy
-from protocol.messages import BASE_BYTES, Round, Update, seal
+from protocol.messages import BASE_BYTES, Round, Update, sign_message
 from protocol.package import Manifest
 from protocol.quantisation import dither_seed, quantise
 from protocol.signing import PrivateKey
@@ -81,7 +81,7 @@ def make_update(
         _short(contribution.loss_after),
         contribution.domain,
     )
-    return seal(update, key, topics.up(device, "update"))
+    return sign_message(update, key, topics.up(device, "update"))
 
 
 def _short(value: float) -> float:

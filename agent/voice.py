@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from protocol.messages import seal
+from protocol.messages import sign_message
 from protocol.signing import PrivateKey
 from protocol.topics import Topics
 
@@ -29,4 +29,4 @@ class Voice:
 
     def say(self, kind: str, message: Any, *, retain: bool = False) -> None:
         """Sign a message and publish it."""
-        self.publish(self.topic(kind), seal(message, self.key, self.topic(kind)), retain)
+        self.publish(self.topic(kind), sign_message(message, self.key, self.topic(kind)), retain)

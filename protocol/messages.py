@@ -300,12 +300,12 @@ def adapter_bytes(adapter: NDArray[np.float32]) -> bytes:
     return np.ascontiguousarray(adapter, "<f4").tobytes()
 
 
-def seal(message: Any, key: PrivateKey, topic: str) -> bytes:
+def sign_message(message: Any, key: PrivateKey, topic: str) -> bytes:
     """Encode a message and sign it for `topic`."""
     return sign(cbor.encode(records.to_numbered(message)), key, context(topic))
 
 
-def unseal(
+def verify_message(
     kind: type[Message], envelope: bytes, key: PublicKey, topic: str, *, limit: int | None = None
 ) -> Message:
     """Check the size, signature and fields of a message, in this order.

@@ -23,8 +23,8 @@ from protocol.messages import (
     ServerState,
     Update,
     peek,
-    seal,
-    unseal,
+    sign_message,
+    verify_message,
 )
 from protocol.package import Manifest, ModelPackage, unpack
 from protocol.signing import PrivateKey, PublicKey
@@ -93,7 +93,7 @@ class Coordinator:
     def will(self) -> tuple[str, bytes]:
         """What the broker tells the devices when the server is gone."""
         topic = self._topics.server_state()
-        return topic, seal(ServerState(online=False, session=self._session), self._key, topic)
+        return topic, sign_message(ServerState(online=False, session=self._session), self._key, topic)
 
     def connected(self) -> None:
         """Publish everything that a broker without memory would lack."""
@@ -121,9 +121,9 @@ class Coordinator:
             if kind == "update":
                 self._update(device, key, payload)
             elif kind == "get":
-                self._chunks(device, unseal(ChunkRequest, payload, key, topic))
+                self._chunks(device, verify_message(ChunkRequest, payload, key, topic))
             else:
-                self._report(device, unseal(Report, payload, key, topic))
+                self._report(device, verify_message(Report, payload, key, topic))
         except ProtocolError as error:
             log.warning("refused a message from device=%s: %s", device, error)
             self._store.add_refusal(device, str(error), self._now())
@@ -159,10 +159,10 @@ class Coordinator:
             if self._config.enrolment != "open":
                 raise SignatureError("the device is not registered")
             key = PublicKey(peek(DeviceState, payload).public_key)
-            unseal(DeviceState, payload, key, topic)
+            verify_message(DeviceState, payload, key, topic)
             self._store.register_device(device, key, self._now())
             log.info("registered device=%s with the first key it presented", device)
-        state = unseal(DeviceState, payload, key, topic)
+        state = verify_message(DeviceState, payload, key, topic)
         if self._release and state.release > self._release.number:
             log.warning(
                 "device=%s holds release %d, newer than the newest here (%d): was an old backup restored?",
@@ -461,7 +461,7 @@ class Coordinator:
         self._send(self._topics.down(device, "receipt"), receipt)
 
     def _send(self, topic: str, message: object, *, retain: bool = False) -> None:
-        if not self._publish(topic, seal(message, self._key, topic), retain):
+        if not self._publish(topic, sign_message(message, self._key, topic), retain):
             log.debug("not connected: %s is sent again later", topic)
 
 

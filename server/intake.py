@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from protocol import entropy_coding
 from protocol.charter import StalenessPolicy, TrainingPolicy
 from protocol.errors import ProtocolError
-from protocol.messages import BASE_BYTES, Update, unseal
+from protocol.messages import BASE_BYTES, Update, verify_message
 from protocol.package import Manifest
 from protocol.quantisation import Quantised, dequantise, dither_seed
 from protocol.signing import PublicKey
@@ -80,7 +80,7 @@ def open_update(envelope: bytes, key: PublicKey, topics: Topics, device: str, li
     Raises:
         ProtocolError: any of them is wrong. Such a message gets no receipt: nobody proved to be its sender.
     """
-    return unseal(Update, envelope, key, topics.up(device, "update"), limit=limit)
+    return verify_message(Update, envelope, key, topics.up(device, "update"), limit=limit)
 
 
 def examine(

@@ -16,7 +16,7 @@ from agent.store import Store
 from protocol import entropy_coding, records
 from protocol.charter import TrainingPolicy
 from protocol.errors import ArtifactError, EncodingError, ProtocolError, SchemaError
-from protocol.messages import ChunkRequest, DeviceState, Report, Update, seal
+from protocol.messages import ChunkRequest, DeviceState, Report, Update, sign_message
 from protocol.package import ADAPTER, Segment, read_adapter, unpack
 from protocol.quantisation import Quantised, dequantise, dither_seed, quantise, to_float
 from protocol.signing import sign, verify
@@ -107,7 +107,7 @@ def test_a_chunk_of_a_package_that_is_gone(federation):
     sha256 = federation.announcement().package.sha256
     federation.store.package_path(sha256).unlink()
     topic = TOPICS.up(A, "get")
-    federation.coordinator.handle(topic, seal(ChunkRequest(sha256, (0,)), KEYS[A], topic))
+    federation.coordinator.handle(topic, sign_message(ChunkRequest(sha256, (0,)), KEYS[A], topic))
 
 
 # 6 the release depends on a restart: a removed device's counted update stays live, goes with a restart

@@ -36,8 +36,8 @@ from protocol.messages import (
     Round,
     Update,
     adapter_bytes,
-    seal,
-    unseal,
+    sign_message,
+    verify_message,
 )
 from protocol.quantisation import Quantised, dequantise, dither_seed, to_float
 from protocol.release_coding import adapter_sha256, encode_keyframe
@@ -105,7 +105,7 @@ class Device:
         self.start()
 
     def tell(self, topic: str, message: Any, key: PrivateKey = SERVER) -> None:
-        self.agent.handle(topic, seal(message, key, topic))
+        self.agent.handle(topic, sign_message(message, key, topic))
 
     def announce(
         self,
@@ -146,7 +146,10 @@ class Device:
 
     def said(self, kind: type, topic: str) -> list[Any]:
         """What the device published of a kind since the last look."""
-        return [unseal(kind, payload, DEVICE_KEY.public, UP[topic]) for payload in self.wire.take(UP[topic])]
+        return [
+            verify_message(kind, payload, DEVICE_KEY.public, UP[topic])
+            for payload in self.wire.take(UP[topic])
+        ]
 
 
 @pytest.fixture
@@ -182,7 +185,7 @@ def test_from_an_announcement_to_a_cleared_outbox(device: Device) -> None:
     assert (report.bytes_up, report.bytes_down, report.problems) == (11, 22, ())
     current = device.open_round(1, release)
     [envelope] = device.wire.take(UP["update"])
-    update = unseal(Update, envelope, DEVICE_KEY.public, UP["update"])
+    update = verify_message(Update, envelope, DEVICE_KEY.public, UP["update"])
     assert (update.round, update.base, update.weight) == (1, current.base[:BASE_BYTES], 28)
     assert update.loss_after < update.loss_before
     assert [entry.envelope for entry in device.store.outbox()] == [envelope]
@@ -303,7 +306,7 @@ def test_a_message_moved_to_another_topic_is_ignored(trained: Device) -> None:
     release = trained.release(1)
     current = Round(1, release.package, release.adapter_sha256, (NAME,), 0.0)
     foreign = Topics("fans").all("round")
-    trained.agent.handle(TOPICS.all("round"), seal(current, SERVER, foreign))
+    trained.agent.handle(TOPICS.all("round"), sign_message(current, SERVER, foreign))
     assert trained.wire.take(UP["update"]) == []
 
 
@@ -313,7 +316,7 @@ def test_a_forged_receipt_clears_nothing(trained: Device) -> None:
     receipt = Receipt(hashlib.sha256(envelope).digest(), 1, "counted")
     trained.tell(TOPICS.down(NAME, "receipt"), receipt, private_key(99))
     elsewhere = TOPICS.down("pump-2", "receipt")
-    trained.agent.handle(TOPICS.down(NAME, "receipt"), seal(receipt, SERVER, elsewhere))
+    trained.agent.handle(TOPICS.down(NAME, "receipt"), sign_message(receipt, SERVER, elsewhere))
     assert len(trained.store.outbox()) == 1
 
 
@@ -439,7 +442,7 @@ def test_a_damaged_release_is_dropped(trained: Device) -> None:
 
 def test_the_will_says_that_the_device_is_gone(device: Device) -> None:
     topic, payload = device.agent.will()
-    state = unseal(DeviceState, payload, DEVICE_KEY.public, topic)
+    state = verify_message(DeviceState, payload, DEVICE_KEY.public, topic)
     assert (topic, state.online, state.session) == (UP["state"], False, 1_000_000)
     assert state.public_key == DEVICE_KEY.public.raw
 

@@ -11,7 +11,7 @@ import pytest
 
 from agent.normalisation import STATISTICS_FILE
 from protocol.input_schema import DEVICE, Alias, ColumnSpec, InputSchema
-from protocol.messages import DeviceState, Report, Update, unseal
+from protocol.messages import DeviceState, Report, Update, verify_message
 from protocol.package import format_version, pack
 from tests.agent.test_device import DEVICE_KEY, UP, Device
 from tests.builders import LENGTH, PUBLISHER, SCHEMA, tiny_manifest, tiny_members
@@ -118,7 +118,7 @@ def heard(device: Device) -> list[tuple[str, Any, bool]]:
     for topic, payload, retain in device.wire.published:
         message: Any = payload
         if topic == UP["report"]:
-            report = unseal(Report, payload, DEVICE_KEY.public, topic)
+            report = verify_message(Report, payload, DEVICE_KEY.public, topic)
             message = replace(report, cpu_seconds=0.0, peak_rss_bytes=0)
         out.append((topic, message, retain))
     return out

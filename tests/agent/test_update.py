@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from agent.update import Contribution, clip, make_update
 from protocol.charter import StalenessPolicy, TrainingPolicy
-from protocol.messages import Round, Update, unseal
+from protocol.messages import Round, Update, verify_message
 from protocol.quantisation import to_float
 from protocol.topics import Topics
 from server.intake import Accepted, Lateness, RoundTerms, examine, open_update
@@ -40,8 +40,8 @@ def envelope(difference: object, device: str = "pump-1", windows: int = 12, loss
     )
 
 
-def examined(sealed: bytes, device: str = "pump-1") -> Accepted:
-    update = open_update(sealed, KEY.public, TOPICS, device, 4096)
+def examined(envelope: bytes, device: str = "pump-1") -> Accepted:
+    update = open_update(envelope, KEY.public, TOPICS, device, 4096)
     decision = examine(update, device, OPEN, ON_TIME, federation="pumps", manifest=MANIFEST)
     assert isinstance(decision, Accepted), decision
     return decision
@@ -108,7 +108,7 @@ def test_the_mean_of_many_rounds_is_what_was_learned() -> None:
     vectors = []
     for number in range(1, 301):
         current = Round(number, CURRENT.package, CURRENT.base, CURRENT.cohort, 0.0)
-        sealed = make_update(
+        envelope = make_update(
             current,
             Contribution(difference.astype(np.float32), 1, 0.0, 0.0),
             MANIFEST,
@@ -117,7 +117,7 @@ def test_the_mean_of_many_rounds_is_what_was_learned() -> None:
             device="pump-1",
             key=KEY,
         )
-        update = unseal(Update, sealed, KEY.public, TOPICS.up("pump-1", "update"))
+        update = verify_message(Update, envelope, KEY.public, TOPICS.up("pump-1", "update"))
         opened = replace(OPEN, number=number)
         accepted = examine(update, "pump-1", opened, ON_TIME, federation="pumps", manifest=MANIFEST)
         assert isinstance(accepted, Accepted)

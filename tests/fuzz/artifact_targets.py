@@ -17,7 +17,7 @@ from agent.partial import PartialFiles
 from protocol import cbor
 from protocol import package as packages
 from protocol.artifacts import CHUNK_BYTES, describe
-from protocol.messages import Chunk, ChunkRequest, unseal
+from protocol.messages import Chunk, ChunkRequest, verify_message
 from protocol.package import (
     ADAPTER,
     MANIFEST,
@@ -64,7 +64,7 @@ def _chunk(data: bytes) -> Case:
     download.request(0.0)
 
     def decode(passed: Callable[[], None]) -> object:
-        chunk = unseal(Chunk, envelope, SERVER.public, topic, limit=LIMIT)
+        chunk = verify_message(Chunk, envelope, SERVER.public, topic, limit=LIMIT)
         passed()
         if not download.receive(chunk):
             return None
@@ -95,7 +95,7 @@ def _request(data: bytes) -> Case:
     envelope = sign(data, private_key(1), context(topic))
 
     def decode(passed: Callable[[], None]) -> object:
-        request = unseal(ChunkRequest, envelope, _DEVICE_KEY, topic)
+        request = verify_message(ChunkRequest, envelope, _DEVICE_KEY, topic)
         passed()
         return sum(len(chunk.data) for chunk in _OFFERS.chunks(request))
 

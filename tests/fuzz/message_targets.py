@@ -8,7 +8,7 @@ import paho.mqtt.client as paho
 
 from protocol import cbor
 from protocol.errors import SchemaError
-from protocol.messages import LIMITS, DeviceState, peek, seal, unseal
+from protocol.messages import LIMITS, DeviceState, peek, sign_message, verify_message
 from protocol.package import Manifest
 from protocol.records import from_numbered, to_numbered
 from protocol.signing import ENVELOPE_BYTES, PublicKey, sign, signed_payload, verify
@@ -51,7 +51,7 @@ def _message(data: bytes) -> Case:
         return Case(_judged(lambda: from_numbered(Manifest, cbor.decode(payload, limit=LIMIT))), MEMORY)
     envelope = sign(payload, KEY, context(TOPIC))
     limit = min(LIMIT, LIMITS[kind])
-    return Case(_judged(lambda: unseal(kind, envelope, KEY.public, TOPIC, limit=limit)), MEMORY)
+    return Case(_judged(lambda: verify_message(kind, envelope, KEY.public, TOPIC, limit=limit)), MEMORY)
 
 
 def _judged(decode: Callable[[], object]) -> Callable[[Callable[[], None]], object]:
@@ -84,7 +84,7 @@ def _envelope(data: bytes) -> Case:
         passed()
         key = PublicKey(peek(DeviceState, data).public_key)
         verify(data, key, context(TOPIC), limit=LIMIT)
-        return unseal(DeviceState, data, key, TOPIC)
+        return verify_message(DeviceState, data, key, TOPIC)
 
     return Case(decode, MEMORY)
 
@@ -92,7 +92,7 @@ def _envelope(data: bytes) -> Case:
 def _envelope_seeds() -> list[bytes]:
     greeting = DeviceState(online=True, session=5, public_key=KEY.public.raw)
     others = [sign(bytes(size), KEY, context(TOPIC)) for size in (0, 1, 23, 24, 255, 256, 4000)]
-    return [seal(greeting, KEY, TOPIC), *others]
+    return [sign_message(greeting, KEY, TOPIC), *others]
 
 
 def _mutate_envelope(data: bytes, random: Random, change: Raw) -> bytes:

@@ -26,8 +26,8 @@ from protocol.messages import (
     ServerState,
     Update,
     peek,
-    seal,
-    unseal,
+    sign_message,
+    verify_message,
 )
 from protocol.signing import sign
 from protocol.topics import context
@@ -128,42 +128,44 @@ def test_a_charter_from_before_there_were_schedules_is_that_of_the_fixed_one() -
 @pytest.mark.parametrize("kind", LIMITS, ids=lambda kind: kind.__name__)
 class TestEveryMessage:
     def test_arrives_as_it_was_sent(self, kind: type) -> None:
-        envelope = seal(EXAMPLES[kind], KEY, TOPIC)
-        assert unseal(kind, envelope, KEY.public, TOPIC) == EXAMPLES[kind]
+        envelope = sign_message(EXAMPLES[kind], KEY, TOPIC)
+        assert verify_message(kind, envelope, KEY.public, TOPIC) == EXAMPLES[kind]
         assert peek(kind, envelope) == EXAMPLES[kind]
 
     def test_moved_to_another_topic_is_refused(self, kind: type) -> None:
         with pytest.raises(SignatureError):
-            unseal(kind, seal(EXAMPLES[kind], KEY, TOPIC), KEY.public, TOPIC.replace("pump-1", "pump-2"))
+            verify_message(
+                kind, sign_message(EXAMPLES[kind], KEY, TOPIC), KEY.public, TOPIC.replace("pump-1", "pump-2")
+            )
 
     def test_by_another_key_is_refused(self, kind: type) -> None:
         with pytest.raises(SignatureError):
-            unseal(kind, seal(EXAMPLES[kind], OTHER, TOPIC), KEY.public, TOPIC)
+            verify_message(kind, sign_message(EXAMPLES[kind], OTHER, TOPIC), KEY.public, TOPIC)
 
     def test_oversized_is_refused_before_its_signature_is_looked_at(self, kind: type) -> None:
         with pytest.raises(EncodingError, match="expected at most"):
-            unseal(kind, b"\x00" * (LIMITS[kind] + 200), KEY.public, TOPIC)
+            verify_message(kind, b"\x00" * (LIMITS[kind] + 200), KEY.public, TOPIC)
         with pytest.raises(EncodingError):
-            unseal(kind, seal(EXAMPLES[kind], KEY, TOPIC), KEY.public, TOPIC, limit=4)
+            verify_message(kind, sign_message(EXAMPLES[kind], KEY, TOPIC), KEY.public, TOPIC, limit=4)
 
     def test_with_a_field_of_the_future_is_read(self, kind: type) -> None:
         payload = {**records.to_numbered(EXAMPLES[kind]), len(fields(kind)) + 1: "later", 99: [1]}
         envelope = sign(cbor.encode(payload), KEY, context(TOPIC))
-        assert unseal(kind, envelope, KEY.public, TOPIC) == EXAMPLES[kind]
+        assert verify_message(kind, envelope, KEY.public, TOPIC) == EXAMPLES[kind]
 
     def test_without_its_first_field_is_refused(self, kind: type) -> None:
         payload = records.to_numbered(EXAMPLES[kind])
         del payload[1]
         with pytest.raises(SchemaError, match=f"{kind.__name__}.{fields(kind)[0].name}: missing"):
-            unseal(kind, sign(cbor.encode(payload), KEY, context(TOPIC)), KEY.public, TOPIC)
+            verify_message(kind, sign(cbor.encode(payload), KEY, context(TOPIC)), KEY.public, TOPIC)
 
     def test_no_flipped_byte_is_believed(self, kind: type) -> None:
-        envelope = seal(EXAMPLES[kind], KEY, TOPIC)
+        envelope = sign_message(EXAMPLES[kind], KEY, TOPIC)
         for position in range(0, len(envelope), max(1, len(envelope) // 40)):
             damaged = bytearray(envelope)
             damaged[position] ^= 0x41
             with pytest.raises(ProtocolError):
-                unseal(kind, bytes(damaged), KEY.public, TOPIC)
+                verify_message(kind, bytes(damaged), KEY.public, TOPIC)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +248,7 @@ hostile_payloads = (
 def test_a_hostile_payload_rightly_signed_is_read_or_refused(kind: type, payload: Any) -> None:
     envelope = sign(cbor.encode(payload), KEY, context(TOPIC))
     with contextlib.suppress(ProtocolError):
-        assert isinstance(unseal(kind, envelope, KEY.public, TOPIC), kind)
+        assert isinstance(verify_message(kind, envelope, KEY.public, TOPIC), kind)
     with contextlib.suppress(ProtocolError):
         assert isinstance(peek(kind, envelope), kind)
 
@@ -256,7 +258,7 @@ def test_a_hostile_payload_rightly_signed_is_read_or_refused(kind: type, payload
 def test_hostile_bytes_are_refused(kind: type, data: bytes) -> None:
     for envelope in (data, b"\xd2\x84" + data, b"\xd2\x84\x43\xa1\x01\x27\xa0" + data):
         with pytest.raises(ProtocolError):
-            unseal(kind, envelope, KEY.public, TOPIC)
+            verify_message(kind, envelope, KEY.public, TOPIC)
         with contextlib.suppress(ProtocolError):
             peek(kind, envelope)
 
@@ -288,7 +290,7 @@ def test_a_message_takes_at_most_twice_its_limit_of_memory(what: str) -> None:
     envelope = sign(cbor.encode(fields), KEY, context(TOPIC))
     tracemalloc.start()
     with contextlib.suppress(ProtocolError):
-        unseal(kind, envelope, KEY.public, TOPIC, limit=limit)
+        verify_message(kind, envelope, KEY.public, TOPIC, limit=limit)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2 * limit + 16 * 1024
@@ -297,10 +299,10 @@ def test_a_message_takes_at_most_twice_its_limit_of_memory(what: str) -> None:
 def test_a_round_of_a_hundred_thousand_devices_is_read() -> None:
     cohort = tuple(f"device-{number:06}" for number in range(100_000))
     message = Round(1, bytes(32), bytes(32), cohort, 0.0)
-    assert unseal(Round, seal(message, KEY, TOPIC), KEY.public, TOPIC) == message
+    assert verify_message(Round, sign_message(message, KEY, TOPIC), KEY.public, TOPIC) == message
 
 
 def test_an_announcement_of_as_many_chunks_as_there_may_be_is_read() -> None:
     chunks = tuple(number.to_bytes(32, "big") for number in range(MAX_CHUNKS))
     message = Announcement(1, "x", Artifact(bytes(32), 1024 * MAX_CHUNKS, 1024, chunks), TrainingPolicy())
-    assert unseal(Announcement, seal(message, KEY, TOPIC), KEY.public, TOPIC) == message
+    assert verify_message(Announcement, sign_message(message, KEY, TOPIC), KEY.public, TOPIC) == message

@@ -18,8 +18,8 @@ from protocol.messages import (
     Release,
     Round,
     Update,
-    seal,
-    unseal,
+    sign_message,
+    verify_message,
 )
 from protocol.quantisation import dither_seed, quantise
 from protocol.topics import Topics
@@ -96,7 +96,7 @@ class Federation:
             True, 1, KEYS[name].public.raw, release=newest.number if newest else -1, labelled_windows=9
         )
         topic = TOPICS.up(name, "state")
-        self.coordinator.handle(topic, seal(replace(state, **changes), KEYS[name], topic))
+        self.coordinator.handle(topic, sign_message(replace(state, **changes), KEYS[name], topic))
 
     def open_round(self) -> Round:
         """Bring all devices online and let a round open."""
@@ -115,7 +115,7 @@ class Federation:
     def everything(self, kind: type, topic: str) -> list[Any]:
         name = TOPICS.all(topic)
         found = [payload for known, payload, _ in self.wire.published if known == name]
-        return [unseal(kind, payload, SERVER_KEY.public, name) for payload in found]
+        return [verify_message(kind, payload, SERVER_KEY.public, name) for payload in found]
 
     def announcement(self) -> Announcement:
         return self.newest(Announcement, "announcement")
@@ -126,7 +126,9 @@ class Federation:
     def receipts(self, name: str) -> list[Receipt]:
         """Receipts of a device since the last look."""
         topic = TOPICS.down(name, "receipt")
-        return [unseal(Receipt, payload, SERVER_KEY.public, topic) for payload in self.wire.take(topic)]
+        return [
+            verify_message(Receipt, payload, SERVER_KEY.public, topic) for payload in self.wire.take(topic)
+        ]
 
     def deliver(self, name: str, envelope: bytes) -> list[Receipt]:
         self.coordinator.handle(TOPICS.up(name, "update"), envelope)
@@ -137,11 +139,11 @@ class Federation:
 
 
 def update_of(name: str, current: Round, level: float | NDArray[np.float32] = 0.5, **changes: Any) -> bytes:
-    """The sealed update of a device that learned `level` in every parameter, or a vector."""
+    """The signed update of a device that learned `level` in every parameter, or a vector."""
     seed = dither_seed("pumps", name, current.number, current.base)
     quantised = quantise(np.full(PARAMETERS, level, np.float32), PARTS, seed, 2.0)
     body = entropy_coding.encode(quantised.symbols)
     update = replace(
         Update(current.number, current.base[:BASE_BYTES], 10, quantised.steps, body, 0.5, 0.25), **changes
     )
-    return seal(update, KEYS[name], TOPICS.up(name, "update"))
+    return sign_message(update, KEYS[name], TOPICS.up(name, "update"))

@@ -20,8 +20,8 @@ from protocol.messages import (
     Report,
     Round,
     ServerState,
-    seal,
-    unseal,
+    sign_message,
+    verify_message,
 )
 from protocol.quantisation import to_float
 from protocol.release_coding import adapter_sha256, decode_keyframe, release_adapter
@@ -397,9 +397,11 @@ def test_a_device_pulls_the_keyframe_of_a_release(federation: Federation) -> Non
     keyframe = federation.release().keyframe
     assert keyframe is not None
     topic = TOPICS.up(A, "get")
-    federation.coordinator.handle(topic, seal(ChunkRequest(keyframe.sha256, (0,)), KEYS[A], topic))
+    federation.coordinator.handle(topic, sign_message(ChunkRequest(keyframe.sha256, (0,)), KEYS[A], topic))
     down = TOPICS.down(A, "chunk")
-    [chunk] = [unseal(Chunk, payload, SERVER_KEY.public, down) for payload in federation.wire.take(down)]
+    [chunk] = [
+        verify_message(Chunk, payload, SERVER_KEY.public, down) for payload in federation.wire.take(down)
+    ]
     newest = federation.store.newest_release()
     assert newest is not None
     assert decode_keyframe(chunk.data, PARAMETERS).tobytes() == newest.adapter.tobytes()
@@ -461,9 +463,11 @@ def test_chunks_come_in_the_order_of_the_request(tmp_path: Path, database: Datab
     artifact = federation.announcement().package
     assert len(artifact.chunk_sha256) == 4
     topic = TOPICS.up(A, "get")
-    federation.coordinator.handle(topic, seal(ChunkRequest(artifact.sha256, (3, 0)), KEYS[A], topic))
+    federation.coordinator.handle(topic, sign_message(ChunkRequest(artifact.sha256, (3, 0)), KEYS[A], topic))
     down = TOPICS.down(A, "chunk")
-    chunks = [unseal(Chunk, payload, SERVER_KEY.public, down) for payload in federation.wire.take(down)]
+    chunks = [
+        verify_message(Chunk, payload, SERVER_KEY.public, down) for payload in federation.wire.take(down)
+    ]
     assert [chunk.index for chunk in chunks] == [3, 0]
     for chunk in chunks:
         start, end = artifact.chunk_range(chunk.index)
@@ -475,20 +479,20 @@ def test_chunks_come_in_the_order_of_the_request(tmp_path: Path, database: Datab
 def test_a_chunk_out_of_range_is_refused(federation: Federation, index: int) -> None:
     topic = TOPICS.up(A, "get")
     request = ChunkRequest(federation.announcement().package.sha256, (index,))
-    federation.coordinator.handle(topic, seal(request, KEYS[A], topic))
+    federation.coordinator.handle(topic, sign_message(request, KEYS[A], topic))
     assert federation.wire.take(TOPICS.down(A, "chunk")) == []
     assert federation.refusals() == [f"expected chunks below 1, got {index}"]
 
 
 def test_an_artifact_that_is_not_announced_is_refused(federation: Federation) -> None:
     topic = TOPICS.up(A, "get")
-    federation.coordinator.handle(topic, seal(ChunkRequest(b"x" * 32, (0,)), KEYS[A], topic))
+    federation.coordinator.handle(topic, sign_message(ChunkRequest(b"x" * 32, (0,)), KEYS[A], topic))
     assert "no artifact 7878" in federation.refusals()[0]
 
 
 def test_a_report_is_kept(federation: Federation) -> None:
     topic = TOPICS.up(A, "report")
-    federation.coordinator.handle(topic, seal(Report(0, "personal", 8, 0.5), KEYS[A], topic))
+    federation.coordinator.handle(topic, sign_message(Report(0, "personal", 8, 0.5), KEYS[A], topic))
     assert federation.store.reports(0)[A]["choice"] == "personal"
 
 
@@ -501,7 +505,7 @@ def test_open_enrolment_keeps_the_first_key(tmp_path: Path, database: Database) 
     topic = TOPICS.up(A, "state")
     thief = private_key(66)
     state = DeviceState(False, 99, thief.public.raw)
-    federation.coordinator.handle(topic, seal(state, thief, topic))
+    federation.coordinator.handle(topic, sign_message(state, thief, topic))
     assert federation.store.device_key(A) == KEYS[A].public
     assert federation.store.devices()[0]["online"]
     assert len(federation.refusals()) == 1
@@ -511,7 +515,11 @@ def test_open_enrolment_keeps_the_first_key(tmp_path: Path, database: Database) 
 def test_open_enrolment_takes_no_key_that_did_not_sign(tmp_path: Path, database: Database) -> None:
     federation = Federation(tmp_path, database=database, enrolment="open")
     topic = TOPICS.up(A, "state")
-    for payload in (seal(DeviceState(True, 1, KEYS[A].public.raw), KEYS[B], topic), b"x", b"\xd2\x84"):
+    for payload in (
+        sign_message(DeviceState(True, 1, KEYS[A].public.raw), KEYS[B], topic),
+        b"x",
+        b"\xd2\x84",
+    ):
         federation.coordinator.handle(topic, payload)
     assert federation.store.devices() == []
     assert len(federation.refusals()) == 3
@@ -563,7 +571,7 @@ def test_what_was_lost_offline_is_published_at_the_next_connection(federation: F
 
 def test_the_will_says_that_the_server_is_gone(federation: Federation) -> None:
     topic, payload = federation.coordinator.will()
-    assert unseal(ServerState, payload, SERVER_KEY.public, topic) == ServerState(False, 1_000_000)
+    assert verify_message(ServerState, payload, SERVER_KEY.public, topic) == ServerState(False, 1_000_000)
     assert federation.coordinator.subscriptions[0] == "fl/v1/pumps/up/+/state"
 
 

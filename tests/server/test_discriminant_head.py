@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from agent.update import Contribution, make_update
 from protocol.charter import TrainingPolicy
 from protocol.discriminant import STEP_RATIO
-from protocol.messages import Report, Round, seal
+from protocol.messages import Report, Round, sign_message
 from protocol.package import DISCRIMINANT, EMBEDDING
 from server.__main__ import main
 from server.relatedness.from_journal import learned_by_gradients, of_journal
@@ -68,7 +68,7 @@ class HeadedFederation(Federation):
             ensemble_gain=ensemble, discriminant_gain=discriminant, combined_gain=combined,
         )  # fmt: skip
         topic = TOPICS.up(name, "report")
-        self.coordinator.handle(topic, seal(report, KEYS[name], topic))
+        self.coordinator.handle(topic, sign_message(report, KEYS[name], topic))
 
     def record(self) -> ReleaseRecord:
         newest = self.store.newest_release()

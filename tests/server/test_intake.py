@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from protocol import entropy_coding
 from protocol.charter import StalenessPolicy, TrainingPolicy
 from protocol.errors import EncodingError, SignatureError
-from protocol.messages import BASE_BYTES, Update, seal
+from protocol.messages import BASE_BYTES, Update, sign_message
 from protocol.quantisation import dither_seed, quantise, to_float
 from protocol.topics import Topics
 from server.intake import Accepted, Lateness, Rejected, RoundTerms, examine, open_update
@@ -141,7 +141,7 @@ def test_an_update_longer_than_the_bound_is_scaled_to_it() -> None:
 
 
 def test_an_update_is_opened_only_as_its_device_signed_it() -> None:
-    envelope = seal(honest(), KEY, TOPICS.up(DEVICE, "update"))
+    envelope = sign_message(honest(), KEY, TOPICS.up(DEVICE, "update"))
     assert open_update(envelope, KEY.public, TOPICS, DEVICE, 4096) == honest()
     with pytest.raises(SignatureError):
         open_update(envelope, KEY.public, TOPICS, "pump-2", 4096)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from protocol.messages import Release, Report, Round, seal
+from protocol.messages import Release, Report, Round, sign_message
 from protocol.release_coding import release_adapter
 from server.ledger_records import ReleaseRecord
 from server.replay import DIFFERENT, SAME, replay, replay_all
@@ -56,7 +56,7 @@ def report(federation: Federation, gains: list[float], **changes: object) -> Non
             **changes,  # type: ignore[arg-type]
         )
         topic = TOPICS.up(name, "report")
-        federation.coordinator.handle(topic, seal(message, KEYS[name], topic))
+        federation.coordinator.handle(topic, sign_message(message, KEYS[name], topic))
 
 
 def newest(federation: Federation) -> ReleaseRecord:

@@ -8,7 +8,7 @@ import pytest
 from agent.outbox import RESEND_SECONDS
 from protocol.artifacts import describe
 from protocol.charter import StalenessPolicy
-from protocol.messages import ChunkRequest, Receipt, Round, unseal
+from protocol.messages import ChunkRequest, Receipt, Round, verify_message
 from protocol.release_coding import encode_keyframe
 from protocol.topics import Topics
 from server import offers as server_offers
@@ -166,7 +166,7 @@ def leave_with_an_update_that_never_left(federation: InProcessFederation) -> Rou
 
     def watch(client: str, name: str, payload: bytes, *, retain: bool) -> bool:
         if name == TOPICS.all("round"):
-            rounds.append(unseal(Round, payload, key_of(SERVER).public, name))
+            rounds.append(verify_message(Round, payload, key_of(SERVER).public, name))
         if client == AWAY and name == TOPICS.up(AWAY, "update"):
             return False
         return publish(client, name, payload, retain=retain)
@@ -197,7 +197,7 @@ def requests(federation: InProcessFederation) -> list[tuple[bytes, int]]:
     topic = TOPICS.up(AWAY, "get")
 
     def note(payload: bytes) -> None:
-        request = unseal(ChunkRequest, payload, key_of(AWAY).public, topic)
+        request = verify_message(ChunkRequest, payload, key_of(AWAY).public, topic)
         found.extend((request.artifact, index) for index in request.indices)
 
     watch(federation, topic, note)
@@ -211,7 +211,7 @@ def receipts_of(federation: InProcessFederation) -> list[Receipt]:
     watch(
         federation,
         topic,
-        lambda payload: found.append(unseal(Receipt, payload, key_of(SERVER).public, topic)),
+        lambda payload: found.append(verify_message(Receipt, payload, key_of(SERVER).public, topic)),
     )
     return found
 

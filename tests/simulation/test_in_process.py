@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from agent.download import WINDOW
 from protocol.artifacts import describe
 from protocol.charter import TrainingPolicy
-from protocol.messages import ChunkRequest, Release, Update, unseal
+from protocol.messages import ChunkRequest, Release, Update, verify_message
 from protocol.topics import Topics
 from server import offers as server_offers
 from server.round import RoundPolicy
@@ -341,7 +341,7 @@ def chunks_asked(federation: InProcessFederation) -> list[tuple[bytes, int]]:
 
     def watch(client: str, name: str, payload: bytes, *, retain: bool) -> bool:
         if name == topic:
-            request = unseal(ChunkRequest, payload, key_of(AWAY).public, topic)
+            request = verify_message(ChunkRequest, payload, key_of(AWAY).public, topic)
             found.extend((request.artifact, index) for index in request.indices)
         return publish(client, name, payload, retain=retain)
 
@@ -365,7 +365,7 @@ def test_a_release_is_a_fraction_of_its_adapter(runs: Runs) -> None:
 
         def watch(client: str, name: str, payload: bytes, *, retain: bool) -> bool:
             if name == topic:
-                sizes.append(len(unseal(Release, payload, key_of(SERVER).public, topic).body))
+                sizes.append(len(verify_message(Release, payload, key_of(SERVER).public, topic).body))
             return publish(client, name, payload, retain=retain)
 
         federation.broker.publish = watch  # type: ignore[method-assign]
@@ -447,7 +447,7 @@ def test_an_update_of_a_dead_round_is_answered_late(runs: Runs) -> None:
         assert store is not None
         [(device, envelope, *_), *_] = store.journalled_updates(1)
         topic = Topics(FEDERATION).up(device, "update")
-        assert unseal(Update, envelope, key_of(device).public, topic).round == 1
+        assert verify_message(Update, envelope, key_of(device).public, topic).round == 1
         before = federation.release_sha256
         federation.broker.publish(device, topic, envelope, retain=False)
         federation.step()

@@ -15,7 +15,7 @@ from agent.sources import Source
 from models.anomaly_head import add_anomaly_head
 from protocol.charter import TrainingPolicy
 from protocol.fleet import Device, FleetDescription
-from protocol.messages import Update, unseal
+from protocol.messages import Update, verify_message
 from protocol.package import unpack
 from protocol.topics import Topics
 from server.replay import SAME, replay_all
@@ -173,7 +173,7 @@ def test_an_update_of_a_device_without_labels_says_nothing_of_the_classifier(tmp
         assert run.server_store
         topic = Topics(FEDERATION).up(UNLABELLED, "update")
         [envelope] = [row[1] for row in run.server_store.journalled_updates(1) if row[0] == UNLABELLED]
-    update = unseal(Update, envelope, key_of(UNLABELLED).public, topic)
+    update = verify_message(Update, envelope, key_of(UNLABELLED).public, topic)
     assert update.steps[:4] == bytes(4)
     assert update.steps[4:] != bytes(2)
     assert update.weight == 6  # first windows but those held out

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.messages import Update, seal, unseal
+from protocol.messages import Update, sign_message, verify_message
 from tests.system.conftest import Reference
 from tests.system.plant import TOPICS, Attacker, Plant, key_of, memory, needs_mosquitto, until
 
@@ -83,17 +83,17 @@ def test_updates_that_are_garbage_or_too_large(tmp_path: Path, fleet: Path, refe
         other = plant.names[1]
         topic, elsewhere = TOPICS.up(victim, "update"), TOPICS.up(other, "update")
         real = envelope_of(plant, other)
-        honest = unseal(Update, real, key_of(other).public, elsewhere)
+        honest = verify_message(Update, real, key_of(other).public, elsewhere)
         signed = key_of(victim)
         attacks = [
             bytes(range(256)) * 4,  # noise
             real[: len(real) // 2],  # a truncated envelope
             real,  # another device's update
-            seal(replace(honest, body=honest.body[: len(honest.body) // 2]), signed, topic),
-            seal(replace(honest, body=bytes(len(honest.body))), signed, topic),
-            seal(replace(honest, weight=1 << 16), signed, topic),
-            seal(replace(honest, round=2), signed, topic),
-            seal(replace(honest, base=bytes(8)), signed, topic),
+            sign_message(replace(honest, body=honest.body[: len(honest.body) // 2]), signed, topic),
+            sign_message(replace(honest, body=bytes(len(honest.body))), signed, topic),
+            sign_message(replace(honest, weight=1 << 16), signed, topic),
+            sign_message(replace(honest, round=2), signed, topic),
+            sign_message(replace(honest, base=bytes(8)), signed, topic),
         ]
         for count, payload in enumerate(attacks, 1):
             attacker.publish(topic, payload)
