@@ -4,13 +4,13 @@ How devices train, when they send what they learned, how much an update counts t
 release is withdrawn. Owners can be stricter on a device of theirs (agent/config.py), never laxer.
 """
 
-import math
 import re
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TypeVar
 
 from protocol.errors import shown
+from protocol.field_checks import check_range
 from protocol.package import TASKS
 
 Number = TypeVar("Number", int, float)
@@ -211,16 +211,6 @@ class SchedulePolicy:
         check_range("least_effort", self.least_effort, 0, 1)
         check_range("fitted", self.fitted, 0, 1e6)
         check_range("patience", self.patience, 1, 100)
-
-
-def check_range(name: str, value: float, low: float, high: float) -> None:
-    """Refuse a value that is not finite or not from `low` to `high`.
-
-    Raises:
-        ValueError: names the field and the range.
-    """
-    if not (math.isfinite(value) and low <= value <= high):
-        raise ValueError(f"{name}: expected {low} to {high}, got {value}")
 
 
 def _lower(one: Number, other: Number) -> Number:

@@ -31,6 +31,14 @@ class SignatureError(ProtocolError):
     """A signature is missing, broken, or by another key."""
 
 
+class SealingError(ProtocolError):
+    """A message is not sealed, or not to the expected key and context."""
+
+
+class TrustError(ProtocolError):
+    """A root of trust, or what rests on it, is not signed by enough of the right keys, too old or expired."""
+
+
 class ArtifactError(ProtocolError):
     """A package, chunk or archive does not match its manifest."""
 

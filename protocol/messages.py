@@ -19,10 +19,11 @@ from protocol.charter import (
     StalenessPolicy,
     TrainingPolicy,
     WithdrawalPolicy,
-    check_range,
 )
 from protocol.domains import MAX_DOMAINS
 from protocol.errors import shown
+from protocol.field_checks import check_hash, check_range, check_times
+from protocol.identity import CertificateResponse, EnrolmentRequest, RenewalRequest, Trust
 from protocol.signing import PrivateKey, PublicKey, sign, signed_payload, verify
 from protocol.topics import check_name, context
 
@@ -35,11 +36,6 @@ BASE_BYTES = 8
 """Of a release's name in a message: enough to notice a mix-up, and the signature covers the rest."""
 CHOICES = ("backbone", "local", "global", "personal", "ensemble", "discriminant", "combined")
 DEFAULTS = ("local", "personal", "ensemble", "discriminant", "combined")
-
-
-def _check_hash(name: str, value: bytes, *, empty: bool = False) -> None:
-    if len(value) != 32 and not (empty and not value):
-        raise ValueError(f"{name}: expected 32 bytes, got {len(value)}")
 
 
 @dataclass(frozen=True)
@@ -61,8 +57,8 @@ class DeviceState:
     """Why the device sends no updates at the moment (see agent/sending.py); empty: it sends them."""
 
     def __post_init__(self) -> None:
-        _check_hash("public_key", self.public_key)
-        _check_hash("package", self.package, empty=True)
+        check_hash("public_key", self.public_key)
+        check_hash("package", self.package, empty=True)
         check_range("session", self.session, 0, MAX_COUNT)
         check_range("release", self.release, -1, MAX_COUNT)
         check_range("labelled_windows", self.labelled_windows, 0, MAX_COUNT)
@@ -85,9 +81,16 @@ class Announcement:
     staleness: StalenessPolicy = field(default_factory=StalenessPolicy)
     withdrawal: WithdrawalPolicy = field(default_factory=WithdrawalPolicy)
     schedule: SchedulePolicy = field(default_factory=SchedulePolicy)
+    issued: float = 0.0
+    """When it was signed, Unix seconds."""
+    expires: float = 0.0
+    """Unix seconds after which no device begins to follow it; 0: never. The server renews it."""
+    rollback: bytes = b""
+    """Signed order to go back to an older version of the package (see rollback.py); empty: it is none."""
 
     def __post_init__(self) -> None:
         check_range("version", self.version, 1, 1 << 40)
+        check_times(self.issued, self.expires)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class ChunkRequest:
     indices: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        _check_hash("artifact", self.artifact)
+        check_hash("artifact", self.artifact)
         check_range("number of indices", len(self.indices), 1, 16)
 
 
@@ -111,7 +114,7 @@ class Chunk:
     data: bytes
 
     def __post_init__(self) -> None:
-        _check_hash("artifact", self.artifact)
+        check_hash("artifact", self.artifact)
 
 
 @dataclass(frozen=True)
@@ -129,8 +132,8 @@ class Round:
 
     def __post_init__(self) -> None:
         check_range("number", self.number, 1, 1 << 40)
-        _check_hash("package", self.package)
-        _check_hash("base", self.base)
+        check_hash("package", self.package)
+        check_hash("base", self.base)
         for device in self.cohort:
             check_name(device)
 
@@ -174,7 +177,7 @@ class Receipt:
     reason: str = ""
 
     def __post_init__(self) -> None:
-        _check_hash("update", self.update)
+        check_hash("update", self.update)
         if self.verdict not in VERDICTS:
             raise ValueError(f"verdict: expected one of {', '.join(VERDICTS)}, got {shown(self.verdict)}")
 
@@ -207,19 +210,27 @@ class Release:
     -1: none is withdrawn."""
     domains: int = 1
     """Adapters that it holds, one after another (see domains.py)."""
+    issued: float = 0.0
+    """When it was signed, Unix seconds."""
+    expires: float = 0.0
+    """Unix seconds after which no device begins to follow it; 0: never. The server renews it."""
+    restores: int = -1
+    """Number of the release whose adapter this is once more; -1: it withdraws none."""
 
     def __post_init__(self) -> None:
         check_range("number", self.number, 0, 1 << 40)
+        check_times(self.issued, self.expires)
         check_range("domains", self.domains, 1, MAX_DOMAINS)
-        _check_hash("package", self.package)
+        check_hash("package", self.package)
         if len(self.base) not in (0, BASE_BYTES):
             raise ValueError(f"base: expected {BASE_BYTES} bytes or none, got {len(self.base)}")
-        _check_hash("adapter_sha256", self.adapter_sha256)
+        check_hash("adapter_sha256", self.adapter_sha256)
         if self.steps and not self.base:
             raise ValueError(f"steps: expected none without a base, got {len(self.steps)} bytes")
         if self.default not in DEFAULTS:
             raise ValueError(f"default: expected one of {', '.join(DEFAULTS)}, got {shown(self.default)}")
         check_range("withdraws", self.withdraws, -1, self.number - 1)
+        check_range("restores", self.restores, -1, self.number - 1)
 
 
 @dataclass(frozen=True)
@@ -291,6 +302,10 @@ LIMITS: dict[type, int] = {
     Release: 32 * 1024 * 1024,
     Report: 16 * 1024,
     ServerState: 256,
+    Trust: 1280 * 1024,
+    EnrolmentRequest: 8 * 1024,
+    RenewalRequest: 8 * 1024,
+    CertificateResponse: 8 * 1024,
 }
 """Largest payload of each message in bytes; a receiver may set a tighter one."""
 

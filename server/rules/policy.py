@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from protocol.charter import check_range
 from protocol.domains import MAX_DOMAINS
 from protocol.errors import shown
+from protocol.field_checks import check_range
 
 RULES = (
     "mean",
