@@ -23,6 +23,8 @@ class PackageRecord:
     sha256: bytes
     name: str
     pushed_at: float
+    rollback: bytes | None = None
+    """Signed order to go back to it from a newer version (see protocol/rollback.py)."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class ReleaseRecord:
     """Of the server's optimiser, float64 [2, domains * parameters]; None: it keeps none."""
     withdraws: int | None = None
     """Number of the release before, which this one withdraws: it is the one before that once more."""
+    restores: int | None = None
+    """Number of the release whose adapter this is once more."""
     domains: int = 1
     """Adapters that it holds."""
     placement: Mapping[str, int] | None = None

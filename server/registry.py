@@ -40,8 +40,16 @@ class Registry:
                 ) from None
 
     def remove_device(self, device: str) -> bool:
-        """Forget a device; its later messages are refused. False: it was not known."""
-        with self._database.engine.begin() as connection:
+        """Forget a device; its later messages are refused. False: it was not known.
+
+        Raises:
+            ServerError: it has a certificate that the broker still takes.
+        """
+        certificates = tables.certificates.c
+        with self._database.only_writer() as connection:
+            good = (certificates.device == device) & certificates.revoked_at.is_(None)
+            if connection.execute(sql.select(certificates.serial).where(good)).first():
+                raise ServerError(f"{device!r} has a certificate: revoke it first (devices revoke)")
             result = connection.execute(tables.devices.delete().where(tables.devices.c.id == device))
         return bool(result.rowcount)
 

@@ -7,14 +7,16 @@ killed at any point goes on from the last commit.
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from server.admission import Admissions
 from server.database import Database
+from server.identities import Identities
 from server.ledger import Ledger
 from server.ledger_records import JournalledUpdate, PackageRecord, ReleaseRecord, RoundRecord
 from server.registry import Registry
 
 
-class Store(Ledger, Registry):
-    """All reads and writes of the server: its ledger and its registry in one database."""
+class Store(Ledger, Registry, Identities, Admissions):
+    """All reads and writes of the server: its ledger, registry and identities in one database."""
 
     def __init__(self, directory: Path, url: str = "") -> None:
         """Open or create the store.
@@ -25,6 +27,8 @@ class Store(Ledger, Registry):
         database = Database(directory, url)
         Ledger.__init__(self, database, directory / "packages")
         Registry.__init__(self, database)
+        Identities.__init__(self, database)
+        Admissions.__init__(self, database)
 
     def only_server(self) -> AbstractContextManager[None]:
         """Hold the store as its only server.

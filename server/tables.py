@@ -15,7 +15,7 @@ from sqlalchemy import (
     Table,
 )
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 metadata = MetaData()
 
 settings = Table(
@@ -31,6 +31,7 @@ packages = Table(
     Column("sha256", LargeBinary(32), nullable=False),
     Column("name", String(200), nullable=False),
     Column("pushed_at", Float, nullable=False),
+    Column("rollback", LargeBinary),
 )
 devices = Table(
     "devices",
@@ -46,6 +47,51 @@ devices = Table(
     Column("release", BigInteger, nullable=False, default=-1),
     Column("labelled_windows", BigInteger, nullable=False, default=0),
     Column("waits", String(64), nullable=False, default="", server_default=""),
+    Column("status", String(16), nullable=False, default="active", server_default="active"),
+    Column("status_reason", String(500), nullable=False, default="", server_default=""),
+    Column("status_at", Float),
+    Column("certificate_until", Float),
+    Column("session_ended_at", Float),
+)
+certificates = Table(
+    "certificates",
+    metadata,
+    Column("serial", String(40), primary_key=True),
+    Column("device", String(64), nullable=False),
+    Column("request", LargeBinary(32), nullable=False),
+    Column("issued_at", Float, nullable=False),
+    Column("not_after", Float, nullable=False),
+    Column("pem", LargeBinary, nullable=False),
+    Column("revoked_at", Float),
+    Index("certificates_device", "device"),
+    Index("certificates_request", "request"),
+)
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("sha256", LargeBinary(32), primary_key=True),
+    Column("device", String(64), nullable=False),
+    Column("replace", Boolean, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("used_at", Float),
+    Column("used_by", LargeBinary(32)),
+)
+enrolments = Table(
+    "enrolments",
+    metadata,
+    Column("device", String(64), primary_key=True),
+    Column("public_key", LargeBinary(32), primary_key=True),
+    Column("asked_at", Float, nullable=False),
+    Column("agent_version", String(64), nullable=False),
+    Column("approved_at", Float),
+)
+roots = Table(
+    "roots",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("data", LargeBinary, nullable=False),
+    Column("installed_at", Float, nullable=False),
 )
 rounds = Table(
     "rounds",
@@ -95,6 +141,7 @@ releases = Table(
     Column("residual", LargeBinary),
     Column("moments", LargeBinary),
     Column("withdraws", BigInteger),
+    Column("restores", BigInteger),
     Column("domains", Integer, nullable=False, default=1, server_default="1"),
     Column("placement", JSON),
 )

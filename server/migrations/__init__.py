@@ -11,13 +11,14 @@ import sqlalchemy as sql
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 
-from server.migrations import version_2, version_3, version_4, version_5
+from server.migrations import version_2, version_3, version_4, version_5, version_6
 
 STEPS: Mapping[int, Callable[[Operations], None]] = {
     2: version_2.upgrade,
     3: version_3.upgrade,
     4: version_4.upgrade,
     5: version_5.upgrade,
+    6: version_6.upgrade,
 }
 """By version, what makes it of the version before."""
 

@@ -1,7 +1,7 @@
 """A store that an earlier version wrote is opened, kept as it was, brought up to date, and goes on.
 
 `version_1` is such a store, as the code with schema version 1 left it: releases 0 to 2, and round 3 open with
-one of three updates. `version_2` to `version_4` hold the same.
+one of three updates. `version_2` to `version_5` hold the same.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from tests.server.databases import Database as Databases
 from tests.server.federation import NAMES, PARTS, Federation, update_of
 
 A, B, C = NAMES
-VERSIONS = (1, 2, 3, 4)
+VERSIONS = (1, 2, 3, 4, 5)
 """Earlier ones, each with a store that it wrote."""
 
 
@@ -111,7 +111,8 @@ def copy_rows(old: Old) -> None:
         metadata.create_all(writing)
         for table in metadata.sorted_tables:
             rows = [dict(row) for row in reading.execute(sql.select(table)).mappings()]
-            writing.execute(table.insert(), rows)
+            if rows:
+                writing.execute(table.insert(), rows)
     source.dispose()
     old.file.unlink()
 
