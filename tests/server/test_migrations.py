@@ -103,7 +103,8 @@ def copy_rows(old: Old) -> None:
 
     @sql.event.listens_for(metadata, "column_reflect")
     def of_any_database(_inspector: object, table: sql.Table, column: dict[str, Any]) -> None:
-        column["type"] = column["type"].as_generic()
+        generic = column["type"].as_generic()
+        column["type"] = sql.JSON(none_as_null=True) if isinstance(generic, sql.JSON) else generic
         column["autoincrement"] = table.name == "refusals"
 
     metadata.reflect(source)
