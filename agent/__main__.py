@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from agent.config import KEY_FILE, STORE_FILE, AgentConfig, load
+from agent.config import STORE_FILE, AgentConfig, load
 from agent.errors import AgentError
+from agent.identity import Identity
 from agent.installation import Installation
 from agent.sources import Source, recordings_in
 from agent.store import Store
@@ -18,7 +19,6 @@ from protocol.errors import ProtocolError
 from runtime import memory
 from runtime.command_line import make_parser
 from runtime.errors import SetupError
-from runtime.keys import load_or_make
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,7 +85,7 @@ def _status(options: argparse.Namespace, config: AgentConfig) -> int:
 
 
 def _check_config(_options: argparse.Namespace, config: AgentConfig) -> int:
-    key = load_or_make(Path(config.state_directory) / KEY_FILE)
+    key = Identity(Path(config.identity_directory), config.device).key()
     directory = Path(config.source.directory)
     if not directory.is_dir():
         raise AgentError(f"source.directory: there is no folder {directory}")
@@ -106,7 +106,7 @@ def _check_recordings(config: AgentConfig) -> int:
     if not package:
         print("               not read: no package is installed that says what they hold")
         return 0
-    manifest = Installation(state / "packages", ()).manifest(package)
+    manifest = Installation(state / "packages", tuple).manifest(package)
     schema = manifest.schema
     # A replay uncovers its recordings with time; all of them are checked now.
     source = Source(replace(config.source, kind="spool"), lambda: 0.0)
@@ -126,7 +126,7 @@ def _check_recordings(config: AgentConfig) -> int:
 
 
 def _key(_options: argparse.Namespace, config: AgentConfig) -> int:
-    print(load_or_make(Path(config.state_directory) / KEY_FILE).public.raw.hex())
+    print(Identity(Path(config.identity_directory), config.device).key().public.raw.hex())
     return 0
 
 

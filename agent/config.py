@@ -6,11 +6,12 @@ from pathlib import Path
 from protocol.charter import SendingPolicy
 from protocol.input_schema import ColumnSpec
 from protocol.package import ENGINES
-from protocol.topics import check_name
+from protocol.topics import check_device, check_name
 from runtime import configuration
 from runtime.broker import BrokerConfig
 
-KEY_FILE = "device.key"
+KEY_FILE, CERTIFICATE_FILE = "device.key", "identity.pem"
+"""In the identity directory."""
 STORE_FILE = "agent.sqlite"
 """In the state directory."""
 SOURCES = ("spool", "replay")
@@ -106,31 +107,61 @@ class EngineConfig:
 
 
 @dataclass(frozen=True)
+class EnrolmentConfig:
+    """How the device gets its certificate."""
+
+    port: int = 0
+    """Of the broker's listener for newcomers; 0: the device has its certificate, or needs none."""
+    host: str = ""
+    """Empty: the broker's."""
+    token_file: str = ""
+    """File of the one-time token; empty: an operator has to approve."""
+    claim_certificate: str = ""
+    """File with a claim certificate and its key, where the broker asks newcomers for one."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port: expected 0 to 65535, got {self.port}")
+
+
+@dataclass(frozen=True)
 class AgentConfig:
     """Everything that the owner of a device can set."""
 
     device: str
     """Name of the device, unique in its federation."""
     federation: str
-    server_key: str
+    server_key: str = ""
     """The server's public key (hexadecimal), from `graftwork-server key`: all that the device believes."""
-    source: SourceConfig
+    source: SourceConfig = field(default_factory=lambda: SourceConfig("spool"))
     state_directory: str = "state"
-    """For key, database, packages and feature cache; relative to the configuration file."""
+    """For database, packages and feature cache; relative to the configuration file."""
     publishers: tuple[str, ...] = ()
     """Public keys whose packages the device runs; empty: any that the server announces."""
     seed: int = 0
     """Of the order of training windows."""
     broker: BrokerConfig = field(default_factory=BrokerConfig)
+    identity_directory: str = ""
+    """For the device's keys and certificate, e.g. a partition of its own; empty: the state directory."""
+    root: str = ""
+    """File with the federation's root of trust, instead of `server_key`: the server's key can then change."""
+    enrolment: EnrolmentConfig = field(default_factory=EnrolmentConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     sending: SendingPolicy = field(default_factory=SendingPolicy)
     """The owner's own limits, e.g. of a metered link; they hold beside those of the charter."""
 
     def __post_init__(self) -> None:
-        check_name(self.device)
+        check_device(self.device)
         check_name(self.federation)
-        configuration.check_public_key("server_key", self.server_key)
+        if bool(self.server_key) == bool(self.root):
+            raise ValueError("server_key and root: expected one of them")
+        if self.server_key:
+            configuration.check_public_key("server_key", self.server_key)
+        if self.enrolment.port and self.broker.tls_certificate:
+            raise ValueError("broker.tls_certificate: expected none, enrolment makes it")
+        if self.enrolment.port and not self.broker.tls_ca:
+            raise ValueError("broker.tls_ca: expected the file of the services' CA, as there is [enrolment]")
         for key in self.publishers:
             configuration.check_public_key("publishers", key)
 
@@ -142,9 +173,26 @@ def load(path: Path) -> AgentConfig:
         SetupError: no such file, no TOML, unknown keys or values out of range.
     """
     config = configuration.load(AgentConfig, path)
+
+    def beside(name: str) -> str:
+        return str(path.parent / name) if name else ""
+
+    enrolment = config.enrolment
+    state = beside(config.state_directory)
+    identity = beside(config.identity_directory) or state
+    broker = config.broker.relative_to(path.parent)
+    if enrolment.port:
+        broker = replace(broker, tls_certificate=str(Path(identity) / CERTIFICATE_FILE))
     return replace(
         config,
-        state_directory=str(path.parent / config.state_directory),
-        broker=config.broker.relative_to(path.parent),
-        source=replace(config.source, directory=str(path.parent / config.source.directory)),
+        state_directory=state,
+        identity_directory=identity,
+        root=beside(config.root),
+        broker=broker,
+        enrolment=replace(
+            enrolment,
+            token_file=beside(enrolment.token_file),
+            claim_certificate=beside(enrolment.claim_certificate),
+        ),
+        source=replace(config.source, directory=beside(config.source.directory)),
     )

@@ -2,14 +2,19 @@
 
 import logging
 import os
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from agent.config import KEY_FILE, STORE_FILE, AgentConfig
+from agent.config import STORE_FILE, AgentConfig
 from agent.device import DeviceAgent
+from agent.enrolment import Enrolment
+from agent.identity import Identity
+from agent.keyring import Keyring
 from agent.store import Store
+from protocol.topics import Topics
 from runtime import memory
-from runtime.keys import load_or_make
 from runtime.link import Link
 from runtime.loop import serve, stop_on_signals
 
@@ -19,14 +24,73 @@ TICK_SECONDS = 0.5
 
 
 def run(config: AgentConfig) -> None:
-    """Take part until SIGINT or SIGTERM."""
+    """Take part until SIGINT or SIGTERM; get a certificate first where that is wanted and there is none."""
     _yield_to_others(config.limits.nice)
     # Importing touched far more of the libraries than running will.
     memory.release_start_up()
-    directory = Path(config.state_directory)
-    key = load_or_make(directory / KEY_FILE)
-    store = Store(directory / STORE_FILE)
+    store = Store(Path(config.state_directory) / STORE_FILE)
     stopping = stop_on_signals()
+    try:
+        identity, keyring = _who(config, store)
+        if not config.enrolment.port or _enrolled(config, identity, keyring, stopping):
+            _take_part(config, store, identity, keyring, stopping)
+    finally:
+        store.close()
+
+
+def enrol(config: AgentConfig) -> bool:
+    """Get a certificate if there is none, until SIGINT or SIGTERM; whether there is one now."""
+    store = Store(Path(config.state_directory) / STORE_FILE)
+    try:
+        identity, keyring = _who(config, store)
+        return _enrolled(config, identity, keyring, stop_on_signals())
+    finally:
+        store.close()
+
+
+def _who(config: AgentConfig, store: Store) -> tuple[Identity, Keyring]:
+    """Who the device is, and whom it believes."""
+    root = Path(config.root).read_bytes() if config.root else b""
+    keyring = Keyring(store, config.federation, time.time, server_key=config.server_key, root=root)
+    return Identity(Path(config.identity_directory), config.device), keyring
+
+
+def _enrolled(config: AgentConfig, identity: Identity, keyring: Keyring, stopping: threading.Event) -> bool:
+    """Whether there is a certificate; where there is none that is good, ask for one first."""
+    validity = identity.validity()
+    if validity and time.time() < validity.not_after:
+        return True
+    settings, link = config.enrolment, None
+    token = Path(settings.token_file).read_text("ascii").strip() if settings.token_file else ""
+
+    def publish(topic: str, payload: bytes, retain: bool) -> bool:
+        return link is not None and link.publish(topic, payload, retain=retain)
+
+    program = Enrolment(
+        config.device,
+        Topics(config.federation),
+        publish,
+        time.time,
+        identity=identity,
+        keyring=keyring,
+        token=token,
+    )
+    broker = replace(
+        config.broker,
+        host=settings.host or config.broker.host,
+        port=settings.port,
+        tls_certificate=settings.claim_certificate,
+        tls_key="",
+    )
+    link = Link(broker, program.nonce, program.subscriptions, persistent=False)
+    log.info("device=%s asks for a certificate at %s:%d", config.device, broker.host, broker.port)
+    serve(program, link, stopping, tick_seconds=TICK_SECONDS)
+    return program.finished
+
+
+def _take_part(
+    config: AgentConfig, store: Store, identity: Identity, keyring: Keyring, stopping: threading.Event
+) -> None:
     link: Link | None = None
 
     def publish(topic: str, payload: bytes, retain: bool) -> bool:
@@ -35,16 +99,22 @@ def run(config: AgentConfig) -> None:
     def traffic() -> tuple[int, int]:
         return (link.bytes_up, link.bytes_down) if link else (0, 0)
 
-    agent = DeviceAgent(config, store, key, publish, time.time, traffic=traffic)
+    agent = DeviceAgent(
+        config,
+        store,
+        publish,
+        time.time,
+        identity=identity,
+        keyring=keyring,
+        traffic=traffic,
+        listen_again=lambda: link.listen_again() if link else None,
+    )
     link = Link(config.broker, config.device, agent.subscriptions)
     log.info(
         "device=%s federation=%s broker=%s:%d",
         config.device, config.federation, config.broker.host, config.broker.port,
     )  # fmt: skip
-    try:
-        serve(agent, link, stopping, tick_seconds=TICK_SECONDS)
-    finally:
-        store.close()
+    serve(agent, link, stopping, tick_seconds=TICK_SECONDS)
 
 
 def _yield_to_others(nice: int) -> None:

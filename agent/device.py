@@ -9,7 +9,6 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from agent import adoption, participant
 from agent.config import AgentConfig
@@ -18,26 +17,32 @@ from agent.engines import open_engine
 from agent.errors import AgentError
 from agent.features import FeatureCache
 from agent.fetching import Fetching
+from agent.identity import Identity
 from agent.installation import Installation
+from agent.keyring import Keyring
 from agent.learner import Learned, Learner, Material, Trained
 from agent.learning import Learning
+from agent.listening import Listener
 from agent.outbox import Outbox
 from agent.reconstruction import Reconstruction
+from agent.renewal import Renewal
 from agent.reporting import Reporter
 from agent.resources import Resources
 from agent.scheduling import Scheduler, Trainings
 from agent.sources import Source
 from agent.store import Store
 from agent.update import Contribution
+from agent.versions import check_version, note_version
 from agent.voice import Publish, Voice
 from agent.work import Job, Work
 from protocol.charter import TrainingPolicy
 from protocol.domains import adapter_of
 from protocol.errors import ProtocolError
-from protocol.messages import Announcement, Chunk, Receipt, Release, Round, verify_message
+from protocol.identity import CertificateResponse
+from protocol.messages import Announcement, Chunk, Receipt, Release, Round
 from protocol.package import ADAPTER, Manifest, read_adapter
-from protocol.signing import PrivateKey, PublicKey
-from protocol.topics import ALL, DOWN, Topics
+from protocol.signing import PublicKey
+from protocol.topics import Topics
 
 log = logging.getLogger(__name__)
 
@@ -59,37 +64,43 @@ class DeviceAgent:
         self,
         config: AgentConfig,
         store: Store,
-        key: PrivateKey,
         publish: Publish,
         now: Callable[[], float],
         *,
+        identity: Identity,
+        keyring: Keyring,
         make_engine: MakeEngine = configured_engine,
         traffic: Callable[[], tuple[int, int]] = lambda: (0, 0),
         resources: Resources | None = None,
+        listen_again: Callable[[], None] = lambda: None,
     ) -> None:
         """Go on from what the store holds.
 
         Args:
             config: the agent's configuration.
             store: the device's memory.
-            key: the device's signing key.
             publish: (topic, payload, retain) -> handed to the broker.
             now: Unix seconds.
+            identity: the device's keys and certificate.
+            keyring: whom it believes.
             make_engine: opens an installed package.
             traffic: bytes (up, down) so far, for the report.
             resources: what training may take; by default what the configuration says.
+            listen_again: makes the broker send what is retained once more.
         """
         self._config = config
         self._store = store
         self._now = now
         self._make_engine = make_engine
         self._topics = Topics(config.federation)
-        self._server = PublicKey.from_hex(config.server_key)
+        self._keyring = keyring
+        self._listen_again = listen_again
+        self._listener = Listener(config.device, self._topics, keyring)
         self._source = Source(config.source, now)
         self._installation = Installation(
             Path(config.state_directory) / "packages",
-            [PublicKey.from_hex(k) for k in config.publishers],
-            self._source.accept,
+            self._publishers,
+            self._accept,
         )
         self._fetching = Fetching(self._installation)
         self._reconstruction = Reconstruction(store, Path(config.state_directory) / "keyframes")
@@ -98,7 +109,8 @@ class DeviceAgent:
         self._work = Work(store, self._resources, now)
         self._learner: Learner | None = None
         self._scheduler = Scheduler(store)
-        self._voice = Voice(config.device, self._topics, key, publish)
+        self._voice = Voice(config.device, self._topics, identity.key(), publish, keyring)
+        self._renewal = Renewal(identity, self._voice, now)
         self._outbox = Outbox(store, self._voice, now=now, traffic=traffic, owner=config.sending)
         self._reporter = Reporter(store, self._voice, now=now, traffic=traffic)
         self._held: Round | None = None
@@ -107,11 +119,13 @@ class DeviceAgent:
         if self._state.package:
             self._open_package(store.policy())
 
+    finished = False
+    """It goes on until it is stopped."""
+
     @property
     def subscriptions(self) -> list[str]:
         """Topics that the device listens to."""
-        down = [self._topics.down(self._config.device, kind) for kind in DOWN]
-        return down + [self._topics.all(kind) for kind in ALL]
+        return self._listener.subscriptions
 
     def will(self) -> tuple[str, bytes]:
         """What the broker tells the server when the device is gone."""
@@ -130,22 +144,30 @@ class DeviceAgent:
 
     def handle(self, topic: str, payload: bytes) -> None:
         """Take one message; what is not signed by the server is dropped."""
-        handlers: dict[str, tuple[type, Callable[[Any], None]]] = {
-            self._topics.all("announcement"): (Announcement, self._on_announcement),
-            self._topics.all("release"): (Release, self._on_release),
-            self._topics.all("round"): (Round, self._on_round),
-            self._topics.down(self._config.device, "receipt"): (Receipt, self._on_receipt),
-            self._topics.down(self._config.device, "chunk"): (Chunk, self._on_chunk),
-        }
-        if topic not in handlers or not payload:
-            return
-        kind, handler = handlers[topic]
         try:
-            handler(verify_message(kind, payload, self._server, topic))
+            if topic == self._listener.trust_topic:
+                self._on_trust(payload)
+            else:
+                self._take_heard(topic, payload)
         except ProtocolError as error:
             log.warning("dropped a message on %s: %s", topic, error)
         except AgentError as error:  # e.g. a model that the engine refuses: the agent stays reachable
             log.error("could not follow a message on %s: %s", topic, error)
+
+    def _take_heard(self, topic: str, payload: bytes) -> None:
+        message = self._listener.hear(topic, payload)
+        if isinstance(message, Announcement):
+            self._on_announcement(message)
+        elif isinstance(message, Release):
+            self._on_release(message)
+        elif isinstance(message, Round):
+            self._on_round(message)
+        elif isinstance(message, Receipt):
+            self._on_receipt(message)
+        elif isinstance(message, Chunk):
+            self._on_chunk(message)
+        elif isinstance(message, CertificateResponse):
+            self._renewal.receive(message)
 
     def tick(self) -> float | None:
         """Ask for missing chunks, look for new recordings, send again what has no receipt, and train.
@@ -156,6 +178,7 @@ class DeviceAgent:
         now = self._now()
         self._request_chunks()
         self._outbox.tick()
+        self._renewal.tick()
         if self._learner and not 0 <= now - self._looked_at < SOURCE_SECONDS:  # clocks go back, too
             self._looked_at = now
             self._look()
@@ -166,6 +189,16 @@ class DeviceAgent:
         return self._work.go_on()
 
     # Messages
+
+    def _on_trust(self, payload: bytes) -> None:
+        known = self._keyring.server_keys
+        if not self._listener.hear_trust(payload):
+            return
+        if self._keyring.server_keys != known:
+            log.warning("the server signs with another key from now on; the federation's root says so")
+            self._listen_again()  # what it signed with that key was dropped so far
+        self._publish_report()
+        self._outbox.resend()
 
     def _on_announcement(self, announcement: Announcement) -> None:
         if self._learner and announcement.version == self._state.version:
@@ -232,11 +265,24 @@ class DeviceAgent:
             announcement.version, sha256, initial, announcement.training, announcement.sending,
             schedule=announcement.schedule,
         )  # fmt: skip
+        note_version(self._store, manifest)
         self._installation.keep_only(sha256)
         log.info("installed package %s", announcement.name)
         self._open_package(announcement.training)
         self._step(participant.on_installed(self._state, announcement.version, sha256))
         self._look()
+
+    def _publishers(self) -> list[PublicKey]:
+        """Who may sign packages: whom the owner named, else whom the root names."""
+        return [PublicKey.from_hex(k) for k in self._config.publishers] or list(self._keyring.publishers)
+
+    def _accept(self, manifest: Manifest) -> None:
+        """Refuse a package that the device cannot work with, or that is too old."""
+        self._source.accept(manifest)
+        announcement = self._fetching.announcement
+        if announcement:
+            signers = self._publishers() or self._keyring.server_keys
+            check_version(self._store, manifest, announcement, signers, self._keyring.now)
 
     def _open_package(self, policy: TrainingPolicy) -> None:
         self._work.drop()

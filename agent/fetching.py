@@ -27,6 +27,11 @@ class Fetching:
         self._download: Download | None = None
         self._unanswered = 0
 
+    @property
+    def announcement(self) -> Announcement | None:
+        """Of the package that is fetched, or was last."""
+        return self._announcement
+
     def begin(self, announcement: Announcement) -> None:
         """Start, or go on with the chunks that an earlier attempt left on disk."""
         artifact = announcement.package

@@ -27,14 +27,14 @@ class Installation:
     def __init__(
         self,
         directory: Path,
-        publishers: Sequence[PublicKey],
+        publishers: Callable[[], Sequence[PublicKey]],
         accept: Callable[[Manifest], None] = lambda _manifest: None,
     ) -> None:
         """Take a folder.
 
         Args:
             directory: for packages and partial files.
-            publishers: whose packages are installed; none: any that was announced.
+            publishers: whose packages are installed now; none: any that was announced.
             accept: raises a ProtocolError where the device cannot work with a package.
         """
         self._accept = accept
@@ -108,13 +108,14 @@ class Installation:
             with (target / name).open("ab") as file:
                 file.write(block)
 
-        for publisher in self._publishers:
+        publishers = self._publishers()
+        for publisher in publishers:
             try:
                 stream.seek(0)
                 return extract(stream, publisher, write)
             except SignatureError:
                 continue  # nothing was written yet: the manifest comes first
-        if self._publishers:
+        if publishers:
             raise SignatureError("the package is not signed by a publisher that this device knows")
         stream.seek(0)
         return extract(stream, None, write)

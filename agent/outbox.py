@@ -127,13 +127,13 @@ class Outbox:
         if dropped:
             log.warning("the outbox is full: %d of the oldest updates were dropped", dropped)
         log.info("round=%d update=%d bytes", current.number, len(envelope))
-        self._send(envelope)
+        self._send(current.number, envelope)
 
     def resend(self) -> None:
         """Send everything again that has no receipt."""
         self._sent_at = self._now()
         for entry in self._store.outbox():
-            self._send(entry.envelope)
+            self._send(entry.round, entry.envelope)
 
     def tick(self) -> None:
         """Send again what has had no receipt for a while."""
@@ -148,8 +148,9 @@ class Outbox:
             reason = f": {receipt.reason}" if receipt.reason else ""
             log.log(level, "round=%d update %s%s", receipt.round, receipt.verdict, reason)
 
-    def _send(self, envelope: bytes) -> None:
-        self._voice.publish(self._voice.topic("update"), envelope, False)
+    def _send(self, number: int, envelope: bytes) -> None:
+        # What is kept is not sealed: the server's key may be another one when it is sent again.
+        self._voice.seal("update", envelope, number)
 
     def _policy(self) -> SendingPolicy:
         """The charter's, and the owner's where it is stricter."""

@@ -88,7 +88,8 @@ class Reporter:
             float(store.text("discriminant_gain") or 0),
             float(store.text("combined_gain") or 0),
         )
-        self._voice.say("report", message)
+        envelope = sign_message(message, self._voice.key, self._voice.topic("report"))
+        self._voice.seal("report", envelope, message.release)
 
     def _state(self, state: State, waits: str, *, online: bool) -> DeviceState:
         """A release counts as held only once it was adopted."""

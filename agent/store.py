@@ -96,6 +96,15 @@ class Store:
         """A text by name; empty when it was never set."""
         return (self._fact(name) or b"").decode()
 
+    def blob(self, name: str) -> bytes:
+        """Bytes by name; empty when they were never set."""
+        return self._fact(name) or b""
+
+    def note_blob(self, name: str, value: bytes) -> None:
+        """Commit bytes, a text or a number in digits under a name."""
+        with self._db:
+            self._set(name, value)
+
     def adapter(self, name: str) -> Floats | None:
         """An adapter by name, float32 [parameters].
 

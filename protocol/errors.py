@@ -31,6 +31,10 @@ class SignatureError(ProtocolError):
     """A signature is missing, broken, or by another key."""
 
 
+class IdentityError(ProtocolError):
+    """A device is not registered, was revoked, or let its certificate expire."""
+
+
 class SealingError(ProtocolError):
     """A message is not sealed, or not to the expected key and context."""
 

@@ -146,6 +146,8 @@ class Manifest:
     newer exporter may write for more."""
     tasks: tuple[str, ...] = (CLASSIFICATION,)
     """What the adapter has segments for, in the order of `TASKS`."""
+    expires: float = 0.0
+    """Unix seconds after which no device installs the package; 0: never."""
 
     def __post_init__(self) -> None:
         expected = format_version(self.schema)

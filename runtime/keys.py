@@ -1,4 +1,4 @@
-"""Key files: 64 hexadecimal digits, readable by their owner alone."""
+"""Key files: hexadecimal digits, readable by their owner alone."""
 
 import contextlib
 import os
@@ -10,28 +10,13 @@ from runtime.errors import SetupError
 
 
 def make(path: Path) -> PrivateKey:
-    """Make a key in a new file of mode 0600. A crash leaves no half-written key.
+    """Make a key in a new file of mode 0600.
 
     Raises:
         SetupError: the file exists (a key is never overwritten) or cannot be written.
     """
     key = PrivateKey.generate()
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(key.raw.hex() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            raise SetupError(f"{path} exists; choose another name, a key is never overwritten")
-        partial.rename(path)
-    except OSError as error:
-        raise SetupError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    write_secret(path, key.raw)
     return key
 
 
@@ -42,10 +27,8 @@ def read(path: Path) -> PrivateKey:
         SetupError: the file is missing or holds something else. What it holds is never quoted.
     """
     try:
-        return PrivateKey(bytes.fromhex(path.read_text("ascii").strip()))
-    except OSError as error:
-        raise SetupError(f"{path}: not readable: {error.strerror}") from error
-    except (ValueError, SignatureError):
+        return PrivateKey(read_secret(path))
+    except SignatureError:
         raise SetupError(f"{path}: expected a key of 64 hexadecimal digits") from None
 
 
@@ -56,3 +39,41 @@ def load_or_make(path: Path) -> PrivateKey:
         SetupError: the file holds something else, or cannot be read or written.
     """
     return read(path) if path.exists() else make(path)
+
+
+def write_secret(path: Path, secret: bytes) -> None:
+    """Write a secret into a new file of mode 0600. A crash leaves no half-written one.
+
+    Raises:
+        SetupError: the file exists (a secret is never overwritten) or cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(secret.hex() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            raise SetupError(f"{path} exists; choose another name, a key is never overwritten")
+        partial.rename(path)
+    except OSError as error:
+        raise SetupError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def read_secret(path: Path) -> bytes:
+    """Read a secret.
+
+    Raises:
+        SetupError: the file is missing or holds something else. What it holds is never quoted.
+    """
+    try:
+        return bytes.fromhex(path.read_text("ascii").strip())
+    except OSError as error:
+        raise SetupError(f"{path}: not readable: {error.strerror}") from error
+    except ValueError:
+        raise SetupError(f"{path}: expected a key of 64 hexadecimal digits") from None

@@ -71,7 +71,17 @@ Event = Connected | Disconnected | Received
 class Link:
     """A connection that reconnects for ever, with jitter, until it is stopped."""
 
-    def __init__(self, config: BrokerConfig, client_id: str, subscriptions: list[str]) -> None:
+    def __init__(
+        self, config: BrokerConfig, client_id: str, subscriptions: list[str], *, persistent: bool = True
+    ) -> None:
+        """Prepare a connection.
+
+        Args:
+            config: where the broker is.
+            client_id: of the session.
+            subscriptions: topics to listen to.
+            persistent: whether the broker keeps session and queue while the link is down.
+        """
         self.events: queue.Queue[Event] = queue.Queue(EVENT_LIMIT)
         self.bytes_up = 0
         """Topics and payloads published so far."""
@@ -80,6 +90,7 @@ class Link:
         self._config = config
         self._client_id = client_id
         self._subscriptions = subscriptions
+        self._persistent = persistent
         self._will: tuple[str, bytes] | None = None
         self._version = paho.MQTTv311 if config.mqtt_version == "3.1.1" else paho.MQTTv5
         self._maximum_packet = 0
@@ -127,6 +138,11 @@ class Link:
         self._sent[sent.mid] = topic, len(payload)
         return sent.rc == paho.MQTT_ERR_SUCCESS
 
+    def listen_again(self) -> None:
+        """Subscribe once more, so that the broker sends again what is retained."""
+        if self._subscriptions and self._client.is_connected():
+            self._client.subscribe([(topic, 1) for topic in self._subscriptions])
+
     def acknowledge(self, message: Received) -> None:
         """Tell the broker that a message need not be delivered again."""
         # Packet ids are reused: an acknowledgement of an earlier connection would hit another message.
@@ -134,7 +150,9 @@ class Link:
             self._client.ack(message.packet_id, message.qos)
 
     def _new_client(self) -> paho.Client:
-        arguments: dict[str, Any] = {} if self._version == paho.MQTTv5 else {"clean_session": False}
+        arguments: dict[str, Any] = (
+            {} if self._version == paho.MQTTv5 else {"clean_session": not self._persistent}
+        )
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
             self._client_id,
@@ -167,9 +185,9 @@ class Link:
         if self._version != paho.MQTTv5:
             return {}
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.SessionExpiryInterval = SESSION_EXPIRY_SECONDS
+        properties.SessionExpiryInterval = SESSION_EXPIRY_SECONDS if self._persistent else 0
         properties.ReceiveMaximum = RECEIVE_MAXIMUM
-        return {"clean_start": False, "properties": properties}
+        return {"clean_start": not self._persistent, "properties": properties}
 
     def _stay_connected(self) -> None:
         """Connect again and again, until the link is stopped."""

@@ -27,8 +27,12 @@ class Program(Protocol):
     def tick(self) -> float | None:
         """Time passed; returns in how many seconds there is work to go on with, None: nothing in a hurry."""
 
-    def will(self) -> tuple[str, bytes]:
-        """Topic and message of going away."""
+    def will(self) -> tuple[str, bytes] | None:
+        """Topic and message of going away; None: nobody is told."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
 
 
 def stop_on_signals() -> threading.Event:
@@ -40,20 +44,24 @@ def stop_on_signals() -> threading.Event:
 
 
 def serve(program: Program, link: Link, stopping: threading.Event, *, tick_seconds: float) -> None:
-    """Start the link, drive the program until `stopping` is set, and say goodbye."""
-    link.set_will(*program.will())
+    """Start the link, drive the program until it has finished or `stopping` is set, and say goodbye."""
+    will = program.will()
+    if will:
+        link.set_will(*will)
     link.start()
     try:
         _drive(program, link, stopping, tick_seconds)
     finally:
-        link.publish(*program.will(), retain=True)
+        will = program.will()
+        if will:
+            link.publish(*will, retain=True)
         link.stop()
 
 
 def _drive(program: Program, link: Link, stopping: threading.Event, tick_seconds: float) -> None:
     next_tick = time.monotonic()
     logged = ""  # a broker that is away for days does not fill the log with its absence
-    while not stopping.is_set():
+    while not (stopping.is_set() or program.finished):
         try:
             event = link.events.get(timeout=max(0.0, next_tick - time.monotonic()))
         except queue.Empty:

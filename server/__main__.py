@@ -30,6 +30,7 @@ from server.config import ServerConfig, load
 from server.database import reason
 from server.errors import ServerError
 from server.evaluation import first_default
+from server.keys import SIGNING_FILE
 from server.relatedness import drawing
 from server.relatedness.from_journal import of_journal
 from server.relatedness.groups import suggest
@@ -93,7 +94,7 @@ def _run(_options: argparse.Namespace, config: ServerConfig) -> int:
 
 
 def _key(_options: argparse.Namespace, config: ServerConfig) -> int:
-    print(load_or_make(Path(config.data_directory) / daemon.KEY_FILE).public.raw.hex())
+    print(load_or_make(Path(config.data_directory) / SIGNING_FILE).public.raw.hex())
     return 0
 
 

@@ -13,30 +13,22 @@ from typing import TYPE_CHECKING
 
 from protocol import topics as topic_names
 from protocol.artifacts import describe
-from protocol.errors import ArtifactError, EncodingError, ProtocolError, SignatureError
-from protocol.messages import (
-    Announcement,
-    ChunkRequest,
-    DeviceState,
-    Receipt,
-    Report,
-    ServerState,
-    Update,
-    peek,
-    sign_message,
-    verify_message,
-)
+from protocol.errors import ArtifactError, EncodingError, ProtocolError
+from protocol.identity import RenewalRequest
+from protocol.messages import Announcement, ChunkRequest, DeviceState, Receipt, Report, Update
 from protocol.package import Manifest, ModelPackage, unpack
-from protocol.signing import PrivateKey, PublicKey
 from server import guard, withdrawals
 from server import round as rounds
+from server.broadcast import Broadcast, Publish
 from server.config import ServerConfig
 from server.domains import placement
+from server.enrolment import Enrolment, Issuer
 from server.errors import ServerError
-from server.intake import Accepted, Lateness, Rejected, RoundTerms, examine, open_update
+from server.intake import Accepted, Lateness, Rejected, RoundTerms, examine
 from server.journal import sum_journal, terms_of
+from server.keys import ServerKeys
 from server.offers import Offers
-from server.publications import release_message, round_message
+from server.reception import Incoming, Reception
 from server.retention import PRUNE_SECONDS
 from server.store import JournalledUpdate, PackageRecord, ReleaseRecord, RoundRecord, Store
 
@@ -45,32 +37,47 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Publish = Callable[[str, bytes, bool], bool]
-"""(topic, payload, retain) -> handed to the broker."""
-
 
 class Coordinator:
     """Runs one federation."""
 
     def __init__(
-        self, config: ServerConfig, store: Store, key: PrivateKey, publish: Publish, now: Callable[[], float]
+        self,
+        config: ServerConfig,
+        store: Store,
+        keys: ServerKeys,
+        publish: Publish,
+        now: Callable[[], float],
+        *,
+        issuer: Issuer | None = None,
     ) -> None:
         """Go on from what the store holds.
 
         Args:
             config: the server's configuration.
             store: rounds, updates and releases so far.
-            key: what everything is signed with.
+            keys: what everything is signed with, and what devices seal to.
             publish: hands a message to the broker.
             now: Unix seconds.
+            issuer: the fleet's certificate authority, where there is one.
         """
         self._config = config
         self._store = store
-        self._key = key
-        self._publish = publish
+        self._keys = keys
         self._now = now
         self._topics = topic_names.Topics(config.federation)
-        self._session = int(now() * 1000)
+        self._broadcast = Broadcast(self._topics, keys.signing, publish, now, config.trust.validity_days)
+        self._enrolment = Enrolment(
+            store, issuer, keys.sealing, now, mode=config.enrolment, days=config.trust.certificate_days
+        )
+        self._reception = Reception(
+            store,
+            self._topics,
+            keys.sealing,
+            now,
+            maximum_update_bytes=config.maximum_update_bytes,
+            open_enrolment=config.enrolment == "open",
+        )
         self._reachable_since: float | None = None
         self._package_record: PackageRecord | None = None
         self._package: ModelPackage | None = None
@@ -85,23 +92,24 @@ class Coordinator:
         self._pruned_at = 0.0
         self._load()
 
+    finished = False
+    """It goes on until it is stopped."""
+
     @property
     def subscriptions(self) -> list[str]:
         """Topics that the server listens to."""
-        return [self._topics.up("+", kind) for kind in topic_names.UP]
+        up = [self._topics.up("+", kind) for kind in topic_names.UP]
+        return [*up, self._topics.enroll("+", "request")]
 
     def will(self) -> tuple[str, bytes]:
         """What the broker tells the devices when the server is gone."""
-        topic = self._topics.server_state()
-        return topic, sign_message(ServerState(online=False, session=self._session), self._key, topic)
+        return self._broadcast.signed_state(online=False)
 
     def connected(self) -> None:
         """Publish everything that a broker without memory would lack."""
         self._reachable_since = self._now()
-        self._send(self._topics.server_state(), ServerState(online=True, session=self._session), retain=True)
-        self._publish_package()
-        self._publish_release()
-        self._publish_round()
+        self._broadcast.state()
+        self._publish_all()
 
     def disconnected(self) -> None:
         """The broker is away: no round opens, and none closes at its deadline."""
@@ -111,26 +119,37 @@ class Coordinator:
         """Take one message; what is wrong with it is noted and harms nothing else."""
         device = "?"
         try:
-            device, kind = self._topics.parse_up(topic)
-            if kind == "state":
-                self._device_state(device, topic, payload)
+            nonce = self._topics.parse_enrolment(topic)
+            if nonce is not None:
+                device, answer = self._enrolment.enrol(topic, payload)
+                self._broadcast.to_newcomer(nonce, answer)
                 return
-            key = self._store.device_key(device)
-            if key is None:
-                raise SignatureError("the device is not registered")
-            if kind == "update":
-                self._update(device, key, payload)
-            elif kind == "get":
-                self._chunks(device, verify_message(ChunkRequest, payload, key, topic))
-            else:
-                self._report(device, verify_message(Report, payload, key, topic))
+            device, _ = self._topics.parse_up(topic)
+            incoming = self._reception.receive(topic, payload)
+            if incoming:
+                self._take(incoming)
         except ProtocolError as error:
             log.warning("refused a message from device=%s: %s", device, error)
             self._store.add_refusal(device, str(error), self._now())
 
+    def _take(self, incoming: Incoming) -> None:
+        message, device = incoming.message, incoming.device
+        if isinstance(message, DeviceState):
+            self._device_state(device, message)
+        elif isinstance(message, Update):
+            self._update(incoming, message)
+        elif isinstance(message, ChunkRequest):
+            self._chunks(device, message)
+        elif isinstance(message, Report):
+            self._report(device, message)
+        elif isinstance(message, RenewalRequest):
+            self._broadcast.to_device(device, "certificate", self._enrolment.renew(device, message))
+
     def tick(self) -> None:
         """Look for a new package, and let the round machine see the time."""
         self._look_for_package()
+        if self._broadcast.stale:
+            self._publish_all()
         if self._package is None:
             return
         self._prune()
@@ -151,18 +170,7 @@ class Coordinator:
 
     # Messages
 
-    def _device_state(self, device: str, topic: str, payload: bytes) -> None:
-        if not payload:
-            return  # somebody cleared the retained state
-        key = self._store.device_key(device)
-        if key is None:
-            if self._config.enrolment != "open":
-                raise SignatureError("the device is not registered")
-            key = PublicKey(peek(DeviceState, payload).public_key)
-            verify_message(DeviceState, payload, key, topic)
-            self._store.register_device(device, key, self._now())
-            log.info("registered device=%s with the first key it presented", device)
-        state = verify_message(DeviceState, payload, key, topic)
+    def _device_state(self, device: str, state: DeviceState) -> None:
         if self._release and state.release > self._release.number:
             log.warning(
                 "device=%s holds release %d, newer than the newest here (%d): was an old backup restored?",
@@ -175,9 +183,8 @@ class Coordinator:
         self._store.add_report(device, report, self._now())
         self._unjudged |= self._release is not None and report.release == self._release.number
 
-    def _update(self, device: str, key: PublicKey, payload: bytes) -> None:
-        update = open_update(payload, key, self._topics, device, self._config.maximum_update_bytes)
-        sha256 = hashlib.sha256(payload).digest()
+    def _update(self, incoming: Incoming, update: Update) -> None:
+        device, sha256 = incoming.device, hashlib.sha256(incoming.envelope).digest()
         if self._store.journalled_update(device, update.round) == sha256:
             self._receipt(device, Receipt(sha256, update.round, "duplicate"))
             return
@@ -190,7 +197,7 @@ class Coordinator:
             self._receipt(device, Receipt(sha256, update.round, decision.verdict, decision.reason))
             return
         kept = self._store.journal_update(
-            JournalledUpdate(device, payload, key, update.round),
+            JournalledUpdate(device, incoming.envelope, incoming.key, update.round),
             sha256,
             counted_in=self._counts_in(),
             now=self._now(),
@@ -246,7 +253,7 @@ class Coordinator:
     def _chunks(self, device: str, request: ChunkRequest) -> None:
         try:
             for chunk in self._offers.chunks(request):
-                self._send(self._topics.down(device, "chunk"), chunk)
+                self._broadcast.to_device(device, "chunk", chunk)
         except ArtifactError:
             log.exception("the announced package cannot be read; push it again")
             raise
@@ -443,26 +450,27 @@ class Coordinator:
 
     # Publications
 
+    def _publish_all(self) -> None:
+        """Everything that devices read, trust in the first place."""
+        self._broadcast.trust(self._store.roots(), self._keys.sealing[0].public.raw)
+        self._publish_package()
+        self._publish_release()
+        self._publish_round()
+
     def _publish_package(self) -> None:
         if self._announcement:
-            self._send(self._topics.all("announcement"), self._announcement, retain=True)
+            self._broadcast.package(self._announcement)
 
     def _publish_release(self) -> None:
         if self._release and self._package:
-            message = release_message(self._release, self._package.sha256, self._offers)
-            self._send(self._topics.all("release"), message, retain=True)
+            self._broadcast.release(self._release, self._package.sha256, self._offers)
 
     def _publish_round(self) -> None:
         if isinstance(self._state, rounds.Open) and self._package and self._counting:
-            message = round_message(self._counting.terms, self._package.sha256, self._state.deadline)
-            self._send(self._topics.all("round"), message, retain=True)
+            self._broadcast.round(self._counting.terms, self._package.sha256, self._state.deadline)
 
     def _receipt(self, device: str, receipt: Receipt) -> None:
-        self._send(self._topics.down(device, "receipt"), receipt)
-
-    def _send(self, topic: str, message: object, *, retain: bool = False) -> None:
-        if not self._publish(topic, sign_message(message, self._key, topic), retain):
-            log.debug("not connected: %s is sent again later", topic)
+        self._broadcast.to_device(device, "receipt", receipt)
 
 
 def _lateness_text(accepted: Accepted) -> str:

@@ -4,40 +4,38 @@ import logging
 import time
 from pathlib import Path
 
-from protocol.signing import PrivateKey
-from runtime.keys import load_or_make
 from runtime.link import Link
 from runtime.loop import serve, stop_on_signals
 from server.config import ServerConfig
 from server.coordinator import Coordinator
+from server.keys import ServerKeys
 from server.store import Store
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.25
-KEY_FILE = "server.key"
 
 
 def run(config: ServerConfig) -> None:
     """Serve until SIGINT or SIGTERM."""
     directory = Path(config.data_directory)
-    key = load_or_make(directory / KEY_FILE)
     store = Store(directory, config.database)
     try:
         with store.only_server():
-            _serve(config, store, key)
+            keys = ServerKeys.load_or_make(directory, config.trust.sealing)
+            _serve(config, store, keys)
     finally:
         store.close()
 
 
-def _serve(config: ServerConfig, store: Store, key: PrivateKey) -> None:
+def _serve(config: ServerConfig, store: Store, keys: ServerKeys) -> None:
     stopping = stop_on_signals()
     link: Link | None = None
 
     def publish(topic: str, payload: bytes, retain: bool) -> bool:
         return link is not None and link.publish(topic, payload, retain=retain)
 
-    coordinator = Coordinator(config, store, key, publish, time.time)
+    coordinator = Coordinator(config, store, keys, publish, time.time)
     link = Link(config.broker, f"graftwork-server-{config.federation}", coordinator.subscriptions)
     log.info("serving federation=%s on %s:%d", config.federation, config.broker.host, config.broker.port)
     serve(coordinator, link, stopping, tick_seconds=TICK_SECONDS)

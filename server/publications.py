@@ -41,6 +41,7 @@ def release_message(record: ReleaseRecord, package: bytes, offers: Offers) -> Re
         keyframe,
         -1 if record.withdraws is None else record.withdraws,
         record.domains,
+        restores=-1 if record.restores is None else record.restores,
     )
 
 

@@ -13,9 +13,10 @@ from server.identities import Identities
 from server.ledger import Ledger
 from server.ledger_records import JournalledUpdate, PackageRecord, ReleaseRecord, RoundRecord
 from server.registry import Registry
+from server.roots import Roots
 
 
-class Store(Ledger, Registry, Identities, Admissions):
+class Store(Ledger, Registry, Identities, Admissions, Roots):
     """All reads and writes of the server: its ledger, registry and identities in one database."""
 
     def __init__(self, directory: Path, url: str = "") -> None:
@@ -29,6 +30,7 @@ class Store(Ledger, Registry, Identities, Admissions):
         Registry.__init__(self, database)
         Identities.__init__(self, database)
         Admissions.__init__(self, database)
+        Roots.__init__(self, database)
 
     def only_server(self) -> AbstractContextManager[None]:
         """Hold the store as its only server.

@@ -34,6 +34,7 @@ def replacement(withdrawn: ReleaseRecord, restored: ReleaseRecord, now: float) -
         residual=restored.residual,
         moments=restored.moments,
         withdraws=withdrawn.number,
+        restores=restored.number,
         domains=restored.domains,
     )
 

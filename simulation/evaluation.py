@@ -64,7 +64,7 @@ def _evaluate_device(experiment: Experiment, participant: Participant) -> Device
         in_use = ensemble.in_use(store)
     if not package:
         raise SimulationError(f"device {device.id!r} never installed the package")
-    installation = Installation(participant.state / "packages", ())
+    installation = Installation(participant.state / "packages", tuple)
     manifest = installation.manifest(package)
     engine = OnnxruntimeEngine(installation.path(package), manifest)
     windows, labels = experiment.test_set(device.id)

@@ -25,7 +25,7 @@ from agent.config import KEY_FILE
 from protocol.charter import TrainingPolicy
 from protocol.fleet import Device, FleetDescription
 from runtime.keys import load_or_make
-from server import daemon as server_daemon
+from server.keys import SIGNING_FILE
 from simulation.allotment import Budget, allot
 from simulation.errors import SimulationError
 from simulation.recordings import read_fleet
@@ -145,7 +145,7 @@ def prepare(directory: Path, fleet_directory: Path, settings: Settings) -> Exper
 def write_configurations(experiment: Experiment, port: int, mqtt_version: str) -> None:
     """Write the configuration of server and agents, and make their keys."""
     settings = experiment.settings
-    server_key = load_or_make(experiment.server_directory / "data" / server_daemon.KEY_FILE)
+    server_key = load_or_make(experiment.server_directory / "data" / SIGNING_FILE)
     broker = {"host": "127.0.0.1", "port": port, "mqtt_version": mqtt_version}
     count = len(experiment.participants)
     server: dict[str, Any] = {

@@ -85,6 +85,13 @@ class FakeBroker:
         for topic, payload in list(self._retained.items()):
             self._deliver(client, session, topic, payload, retain=True)
 
+    def listen_again(self, client: str) -> None:
+        """Subscribe once more: the retained messages come again."""
+        session = self._sessions.get(client)
+        if session and session.connected:
+            for topic, payload in list(self._retained.items()):
+                self._deliver(client, session, topic, payload, retain=True)
+
     def disconnect(self, client: str) -> None:
         """Break a client's link: its will is published, its session stays."""
         session = self._sessions.get(client)

@@ -12,16 +12,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.config import STORE_FILE, AgentConfig, LimitsConfig, SourceConfig
+from agent.config import KEY_FILE, STORE_FILE, AgentConfig, LimitsConfig, SourceConfig
 from agent.device import DeviceAgent, MakeEngine, configured_engine
+from agent.identity import Identity
+from agent.keyring import Keyring
 from agent.resources import Resources
 from agent.store import Store as AgentStore
 from protocol.charter import TrainingPolicy
 from protocol.package import unpack
+from protocol.sealing import SealingKey
 from protocol.signing import PrivateKey
+from runtime.keys import write_secret
 from server.config import ServerConfig
 from server.coordinator import Coordinator
 from server.evaluation import first_default
+from server.keys import ServerKeys
 from server.round import RoundPolicy
 from server.store import Store as ServerStore
 from simulation.errors import SimulationError
@@ -126,7 +131,7 @@ class InProcessFederation:
             self.server_store = ServerStore(folder)
             config = self._server_config()
             self._programs[name] = Coordinator(
-                config, self.server_store, key_of(name), self._publisher(name), self.clock
+                config, self.server_store, server_keys(), self._publisher(name), self.clock
             )
             return
         self.agent_stores[name] = AgentStore(folder / STORE_FILE)
@@ -144,12 +149,16 @@ class InProcessFederation:
                 seed=self._training_seed,
             ),
             self.agent_stores[name],
-            key_of(name),
             self._publisher(name),
             now,
+            identity=_identity(folder, name),
+            keyring=Keyring(
+                self.agent_stores[name], FEDERATION, now, server_key=key_of(SERVER).public.raw.hex()
+            ),
             traffic=lambda: self.traffic.get(name, (0, 0)),
             make_engine=self._make_engine,
             # Whole trainings at once: how fast the machine is must not decide the order of messages.
+            listen_again=lambda: self.broker.listen_again(name),
             resources=Resources(LimitsConfig(), now, slice_seconds=math.inf, system=self.directory),
         )
 
@@ -277,3 +286,16 @@ class InProcessFederation:
 def key_of(name: str) -> PrivateKey:
     """The signing key of a program: of its name, so that every run signs the same bytes."""
     return PrivateKey(hashlib.sha256(name.encode()).digest())
+
+
+def server_keys() -> ServerKeys:
+    """The server's keys, the same in every run."""
+    return ServerKeys(key_of(SERVER), (SealingKey(hashlib.sha256(b"sealing").digest()),))
+
+
+def _identity(folder: Path, name: str) -> Identity:
+    """A device's identity with the key that every run gives it."""
+    path = folder / KEY_FILE
+    if not path.exists():
+        write_secret(path, key_of(name).raw)
+    return Identity(folder, name)

@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.config import KEY_FILE
+from agent.identity import Identity
 from protocol import discriminant
 from protocol.discriminant import Statistics
+from protocol.identity import Trust
 from protocol.input_schema import InputSchema, WindowSpec
 from protocol.package import (
     ADAPTER,
@@ -25,7 +28,10 @@ from protocol.package import (
     pack,
     write_adapter,
 )
+from protocol.sealing import SealingKey, unseal
 from protocol.signing import PrivateKey
+from runtime.keys import write_secret
+from server.keys import ServerKeys
 
 CHANNEL, CLASSES, LENGTH = "x", ("low", "high"), 4
 SCHEMA = InputSchema("timeseries", (CHANNEL,), 10.0, CLASSES)
@@ -54,6 +60,27 @@ def private_key(number: int) -> PrivateKey:
     return PrivateKey(bytes([number]) * 32)
 
 
+SEALING = SealingKey(bytes(range(32)))
+"""Of every server."""
+
+
+def server_keys(signing: PrivateKey) -> ServerKeys:
+    """The keys of a server that signs with `signing`."""
+    return ServerKeys(signing, (SEALING,))
+
+
+def trust(roots: tuple[bytes, ...] = ()) -> Trust:
+    """What a server says of its keys."""
+    return Trust(roots, SEALING.public.raw, 0.0, 1e12)
+
+
+def identity_of(folder: Path, device: str, key: PrivateKey) -> Identity:
+    """A device's files with this signing key."""
+    if not (folder / KEY_FILE).exists():
+        write_secret(folder / KEY_FILE, key.raw)
+    return Identity(folder, device)
+
+
 PUBLISHER = private_key(200)
 
 
@@ -70,16 +97,23 @@ class Clock:
         self.now += seconds
 
 
+def opened(topic: str, payload: bytes) -> bytes:
+    """A message as it was signed, sealed or not."""
+    if topic.endswith(("/update", "/report")):
+        return unseal(payload, [SEALING], topic, limit=1 << 24).plaintext
+    return payload
+
+
 @dataclass
 class Wire:
-    """The edge to the broker: keeps what is published; `connected` False loses it."""
+    """The edge to the broker: keeps what is published, opened; `connected` False loses it."""
 
     published: list[tuple[str, bytes, bool]] = field(default_factory=list)
     connected: bool = True
 
     def __call__(self, topic: str, payload: bytes, retain: bool) -> bool:
         if self.connected:
-            self.published.append((topic, payload, retain))
+            self.published.append((topic, opened(topic, payload), retain))
         return self.connected
 
     def take(self, topic: str) -> list[bytes]:

@@ -16,6 +16,7 @@ import pytest
 from agent import ensemble
 from agent.config import AgentConfig, LimitsConfig, SourceConfig
 from agent.device import DeviceAgent
+from agent.keyring import Keyring
 from agent.outbox import RESEND_SECONDS
 from agent.reporting import REPEAT_SECONDS
 from agent.resources import READ_SECONDS, Resources
@@ -49,10 +50,12 @@ from tests.builders import (
     Clock,
     LogisticEngine,
     Wire,
+    identity_of,
     private_key,
     tiny_manifest,
     tiny_members,
     tiny_package,
+    trust,
     two_levels,
     write_recording,
 )
@@ -88,13 +91,16 @@ class Device:
         self.agent = DeviceAgent(
             self.config,
             self.store,
-            DEVICE_KEY,
             self.wire,
             self.clock,
+            identity=identity_of(self.folder / "state", NAME, DEVICE_KEY),
+            keyring=Keyring(self.store, "pumps", self.clock, server_key=SERVER.public.raw.hex()),
             make_engine=lambda *_: self.engine(),
             traffic=lambda: self.traffic,
             resources=self.resources,
         )
+
+        self.tell(TOPICS.all("trust"), trust())
 
     def close(self) -> None:
         self.store.close()

@@ -10,14 +10,17 @@ from numpy.typing import NDArray
 
 from protocol import entropy_coding
 from protocol.charter import TrainingPolicy
+from protocol.errors import ProtocolError
 from protocol.messages import (
     BASE_BYTES,
     Announcement,
     DeviceState,
     Receipt,
     Release,
+    Report,
     Round,
     Update,
+    peek,
     sign_message,
     verify_message,
 )
@@ -25,10 +28,11 @@ from protocol.quantisation import dither_seed, quantise
 from protocol.topics import Topics
 from server.config import ServerConfig
 from server.coordinator import Coordinator
+from server.enrolment import Issuer
 from server.round import RoundPolicy
 from server.rules.policy import AggregationPolicy
 from server.store import Store
-from tests.builders import PARAMETERS, SEGMENTS, Clock, Wire, private_key, tiny_package
+from tests.builders import PARAMETERS, SEALING, SEGMENTS, Clock, Wire, private_key, server_keys, tiny_package
 from tests.server.databases import Database, sqlite
 
 SERVER_KEY = private_key(100)
@@ -51,8 +55,10 @@ class Federation:
         round_policy: RoundPolicy | None = None,
         names: tuple[str, ...] = NAMES,
         aggregation: AggregationPolicy | None = None,
+        issuer: Issuer | None = None,
     ) -> None:
         self.names = names
+        self.issuer = issuer
         self.config = ServerConfig(
             "pumps",
             str(directory),
@@ -67,7 +73,9 @@ class Federation:
 
     def start(self) -> None:
         self.store = Store(Path(self.config.data_directory), self.config.database)
-        self.coordinator = Coordinator(self.config, self.store, SERVER_KEY, self.wire, self.clock)
+        self.coordinator = Coordinator(
+            self.config, self.store, server_keys(SERVER_KEY), self.wire, self.clock, issuer=self.issuer
+        )
         self.coordinator.connected()
 
     def restart(self) -> None:
@@ -131,8 +139,17 @@ class Federation:
         ]
 
     def deliver(self, name: str, envelope: bytes) -> list[Receipt]:
-        self.coordinator.handle(TOPICS.up(name, "update"), envelope)
+        self.hand(TOPICS.up(name, "update"), envelope)
         return self.receipts(name)
+
+    def hand(self, topic: str, envelope: bytes) -> None:
+        """Bring a signed update or report, sealed as an honest device does."""
+        try:
+            message: Any = peek(Update if topic.endswith("/update") else Report, envelope)
+            number = message.round if isinstance(message, Update) else message.release
+        except ProtocolError:
+            number = 0
+        self.coordinator.handle(topic, SEALING.public.seal(envelope, topic, number))
 
     def refusals(self) -> list[str]:
         return [row["reason"] for row in self.store.refusals()]

@@ -1,0 +1,118 @@
+"""Where messages come in: who speaks, whether it may, and what it says. Nothing is decided on what was said.
+
+In this order: topic, registered device, its status, its certificate's time, sealing, size, signature, fields.
+A device that was revoked a moment ago is refused here although its connection still stands.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from protocol.errors import EncodingError, IdentityError, SealingError
+from protocol.identity import RenewalRequest
+from protocol.messages import LIMITS, ChunkRequest, DeviceState, Report, Update, peek, verify_message
+from protocol.sealing import SealingKey, unseal
+from protocol.signing import ENVELOPE_BYTES, PublicKey
+from protocol.topics import Topics, check_device
+from server.identities import QUARANTINED, REVOKED, Identity
+from server.store import Store
+
+Message = DeviceState | Update | ChunkRequest | Report | RenewalRequest
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A message whose signature and fields were checked."""
+
+    device: str
+    key: PublicKey
+    message: Message
+    envelope: bytes
+    """As it was signed, no longer sealed."""
+    quarantined: bool = False
+
+
+class Reception:
+    """Checks all that devices send, but for requests to enrol."""
+
+    def __init__(
+        self,
+        store: Store,
+        topics: Topics,
+        sealing: Sequence[SealingKey],
+        now: Callable[[], float],
+        *,
+        maximum_update_bytes: int,
+        open_enrolment: bool,
+    ) -> None:
+        """Take what decides.
+
+        Args:
+            store: devices and their statuses.
+            topics: of the federation.
+            sealing: keys that updates and reports may be sealed to.
+            now: Unix seconds.
+            maximum_update_bytes: largest payload of an update.
+            open_enrolment: whether an unknown name is registered with the first key that it presents.
+        """
+        self._store = store
+        self._topics = topics
+        self._sealing = sealing
+        self._now = now
+        self._maximum_update_bytes = maximum_update_bytes
+        self._open = open_enrolment
+
+    def receive(self, topic: str, payload: bytes) -> Incoming | None:
+        """Check a message; None: a retained state that somebody cleared.
+
+        Raises:
+            ProtocolError: it is not what it should be, or of a device that may not speak.
+        """
+        device, kind = self._topics.parse_up(topic)
+        if kind == "state" and not payload:
+            return None
+        identity = self._identify(device, kind, payload, topic)
+        quarantined = identity.status == QUARANTINED
+        if kind == "update":
+            return self._sealed(device, identity, Update, payload, topic)
+        if kind == "report":
+            return self._sealed(device, identity, Report, payload, topic)
+        types = {"state": DeviceState, "get": ChunkRequest, "renew": RenewalRequest}
+        message: Message = verify_message(types[kind], payload, identity.key, topic)
+        return Incoming(device, identity.key, message, payload, quarantined)
+
+    def _identify(self, device: str, kind: str, payload: bytes, topic: str) -> Identity:
+        identity = self._store.identity(device)
+        if identity is None:
+            if kind == "state" and self._open:
+                return self._first_seen(device, payload, topic)
+            raise IdentityError("the device is not registered")
+        if identity.status == REVOKED:
+            raise IdentityError("the device is revoked")
+        until = identity.certificate_until
+        if until is not None and self._now() > until and kind != "renew":
+            raise IdentityError("the device's certificate has expired, and it did not renew it")
+        return identity
+
+    def _first_seen(self, device: str, payload: bytes, topic: str) -> Identity:
+        try:
+            check_device(device)
+        except ValueError as error:
+            raise EncodingError(str(error)) from error
+        key = PublicKey(peek(DeviceState, payload).public_key)
+        verify_message(DeviceState, payload, key, topic)
+        self._store.register_device(device, key, self._now())
+        identity = self._store.identity(device)
+        if identity is None:
+            raise IdentityError("the device is not registered")
+        return identity
+
+    def _sealed(
+        self, device: str, identity: Identity, kind: type[Update] | type[Report], payload: bytes, topic: str
+    ) -> Incoming:
+        limit = self._maximum_update_bytes if kind is Update else LIMITS[Report]
+        number, envelope = unseal(payload, self._sealing, topic, limit=limit + ENVELOPE_BYTES)
+        message: Update | Report = verify_message(kind, envelope, identity.key, topic, limit=limit)
+        about = message.round if isinstance(message, Update) else message.release
+        if number != about:
+            raise SealingError(f"it was sealed for number {number}, and says that it is about {about}")
+        return Incoming(device, identity.key, message, envelope, identity.status == QUARANTINED)
