@@ -26,8 +26,10 @@ from protocol.errors import EncodingError, SealingError, shown
 
 X25519, HYBRID = "x25519", "mlkem768-x25519"
 SUITES = (X25519, HYBRID)
+SEALED_BYTES = 58
+"""What sealing with X25519 adds to a message."""
 SEALING_BYTES = 1280
-"""More than sealing adds to any message: 58 bytes, with ML-KEM 1,146."""
+"""More than sealing adds to any message; with ML-KEM it adds 1,146."""
 MAX_NUMBER = (1 << 40) - 1
 _HEADER_BYTES = 10
 _ML_KEM_SEED, _ML_KEM_PUBLIC, _CURVE = 64, 1184, 32

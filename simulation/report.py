@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from protocol.messages import Update, peek
+from protocol.sealing import SEALED_BYTES
 from protocol.topics import Topics
 from server.store import Store
 from simulation.evaluation import DeviceResult, anomaly_means, means
@@ -178,11 +179,11 @@ def plot(path: Path, experiment: Experiment, store: Store, results: list[DeviceR
 
 
 def _update_bytes(experiment: Experiment, store: Store) -> tuple[float, float]:
-    """Mean bytes of the counted updates: on the wire with topic and envelope, and of the coded body alone."""
+    """Mean bytes of counted updates: with topic, envelope and seal, and of the coded body alone."""
     topics = Topics(experiment.federation)
     messages, bodies = [], []
     for row in store.rounds():
         for device, envelope, *_ in store.journalled_updates(row["number"]):
-            messages.append(len(topics.up(device, "update")) + len(envelope))
+            messages.append(len(topics.up(device, "update")) + len(envelope) + SEALED_BYTES)
             bodies.append(len(peek(Update, envelope).body))
     return (float(np.mean(messages)), float(np.mean(bodies))) if messages else (0.0, 0.0)

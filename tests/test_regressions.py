@@ -90,7 +90,7 @@ def test_a_state_with_a_huge_number(federation, number, value):
 def test_a_report_with_a_huge_number(federation):
     topic = TOPICS.up(A, "report")
     payload = cbor2.dumps({**records.to_numbered(Report(1, "local")), 1: 2**63}, canonical=True)
-    federation.coordinator.handle(topic, sign(payload, KEYS[A], context(topic)))
+    federation.hand(topic, sign(payload, KEYS[A], context(topic)))
     assert federation.store.refusals()[0]["device"] == A
 
 

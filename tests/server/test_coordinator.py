@@ -492,7 +492,7 @@ def test_an_artifact_that_is_not_announced_is_refused(federation: Federation) ->
 
 def test_a_report_is_kept(federation: Federation) -> None:
     topic = TOPICS.up(A, "report")
-    federation.coordinator.handle(topic, sign_message(Report(0, "personal", 8, 0.5), KEYS[A], topic))
+    federation.hand(topic, sign_message(Report(0, "personal", 8, 0.5), KEYS[A], topic))
     assert federation.store.reports(0)[A]["choice"] == "personal"
 
 
@@ -564,7 +564,8 @@ def test_what_was_lost_offline_is_published_at_the_next_connection(federation: F
     federation.wire.published.clear()
     federation.coordinator.connected()
     retained = [topic for topic, _, retain in federation.wire.published if retain]
-    expected = [TOPICS.server_state(), *(TOPICS.all(kind) for kind in ("announcement", "release", "round"))]
+    kinds = ("trust", "announcement", "release", "round")
+    expected = [TOPICS.server_state(), *(TOPICS.all(kind) for kind in kinds)]
     assert retained == expected
     assert federation.newest(Release, "release").number == 0
 

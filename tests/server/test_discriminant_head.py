@@ -68,7 +68,7 @@ class HeadedFederation(Federation):
             ensemble_gain=ensemble, discriminant_gain=discriminant, combined_gain=combined,
         )  # fmt: skip
         topic = TOPICS.up(name, "report")
-        self.coordinator.handle(topic, sign_message(report, KEYS[name], topic))
+        self.hand(topic, sign_message(report, KEYS[name], topic))
 
     def record(self) -> ReleaseRecord:
         newest = self.store.newest_release()

@@ -56,7 +56,7 @@ def report(federation: Federation, gains: list[float], **changes: object) -> Non
             **changes,  # type: ignore[arg-type]
         )
         topic = TOPICS.up(name, "report")
-        federation.coordinator.handle(topic, sign_message(message, KEYS[name], topic))
+        federation.hand(topic, sign_message(message, KEYS[name], topic))
 
 
 def newest(federation: Federation) -> ReleaseRecord:

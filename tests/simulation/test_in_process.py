@@ -28,6 +28,7 @@ from simulation.in_process import (
     FakeClock,
     InProcessFederation,
     key_of,
+    server_keys,
 )
 from tests.builders import (
     WIDE_PARAMETERS,
@@ -449,7 +450,8 @@ def test_an_update_of_a_dead_round_is_answered_late(runs: Runs) -> None:
         topic = Topics(FEDERATION).up(device, "update")
         assert verify_message(Update, envelope, key_of(device).public, topic).round == 1
         before = federation.release_sha256
-        federation.broker.publish(device, topic, envelope, retain=False)
+        sealed = server_keys().sealing[0].public.seal(envelope, topic, 1)
+        federation.broker.publish(device, topic, sealed, retain=False)
         federation.step()
         assert federation.release_sha256 == before
         assert store.refusals() == []

@@ -65,7 +65,7 @@ def test_the_summary_counts_bytes_rounds_and_devices_that_lost(tmp_path: Path, s
     summary = report.summarise(experiment, store, RESULTS, PARAMETERS, 1.26)
     topics = Topics(FEDERATION)
     sizes = [
-        len(envelope) + len(topics.up(device, "update"))
+        len(envelope) + len(topics.up(device, "update")) + 58
         for number in (1, 2)
         for device, envelope, *_ in store.journalled_updates(number)
     ]

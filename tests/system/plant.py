@@ -21,10 +21,12 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from agent.config import KEY_FILE
 from protocol.charter import TrainingPolicy
+from protocol.sealing import SealingKey
 from protocol.signing import PrivateKey
 from protocol.topics import Topics
-from server import daemon as server_daemon
+from runtime.keys import write_secret
 from server.broker import BrokerSupervisor, find_mosquitto
+from server.keys import SEALING_FILE, SIGNING_FILE
 from simulation import vibration
 from simulation.experiment import SERVER_CONFIG, Experiment, Settings, prepare, write_configurations
 from simulation.machines import machines
@@ -85,7 +87,9 @@ class Plant:
         self.names = tuple(participant.device.id for participant in self.experiment.participants)
         self.states = {p.device.id: p.state for p in self.experiment.participants}
         self.broker = BrokerSupervisor(directory / "broker", kind="mosquitto", settings=broker_settings)
-        _write_key(self.experiment.server_directory / "data" / server_daemon.KEY_FILE, "server")
+        _write_key(self.experiment.server_directory / "data" / SIGNING_FILE, "server")
+        self.sealing = SealingKey(bytes(range(32)))
+        write_secret(self.experiment.server_directory / "data" / SEALING_FILE, self.sealing.raw)
         for name, state in self.states.items():
             _write_key(state / KEY_FILE, name)
         write_configurations(self.experiment, self.broker.port, "auto")

@@ -85,15 +85,23 @@ def test_updates_that_are_garbage_or_too_large(tmp_path: Path, fleet: Path, refe
         real = envelope_of(plant, other)
         honest = verify_message(Update, real, key_of(other).public, elsewhere)
         signed = key_of(victim)
+        sealed = plant.sealing.public.seal(real, topic, 1)
         attacks = [
             bytes(range(256)) * 4,  # noise
-            real[: len(real) // 2],  # a truncated envelope
-            real,  # another device's update
-            sign_message(replace(honest, body=honest.body[: len(honest.body) // 2]), signed, topic),
-            sign_message(replace(honest, body=bytes(len(honest.body))), signed, topic),
-            sign_message(replace(honest, weight=1 << 16), signed, topic),
-            sign_message(replace(honest, round=2), signed, topic),
-            sign_message(replace(honest, base=bytes(8)), signed, topic),
+            sealed[: len(sealed) // 2],  # a truncated message
+            real,  # not sealed
+            sealed,  # another device's update
+            plant.sealing.public.seal(real[: len(real) // 2], topic, 1),  # a truncated envelope
+        ]
+        attacks += [
+            plant.sealing.public.seal(envelope, topic, 1)
+            for envelope in (
+                sign_message(replace(honest, body=honest.body[: len(honest.body) // 2]), signed, topic),
+                sign_message(replace(honest, body=bytes(len(honest.body))), signed, topic),
+                sign_message(replace(honest, weight=1 << 16), signed, topic),
+                sign_message(replace(honest, round=2), signed, topic),
+                sign_message(replace(honest, base=bytes(8)), signed, topic),
+            )
         ]
         for count, payload in enumerate(attacks, 1):
             attacker.publish(topic, payload)
