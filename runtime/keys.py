@@ -42,6 +42,11 @@ def load_or_make(path: Path) -> PrivateKey:
 
 
 def write_secret(path: Path, secret: bytes) -> None:
+    """Write a secret in hexadecimal into a new file of mode 0600; see `write_text_secret`."""
+    write_text_secret(path, secret.hex())
+
+
+def write_text_secret(path: Path, text: str) -> None:
     """Write a secret into a new file of mode 0600. A crash leaves no half-written one.
 
     Raises:
@@ -52,7 +57,7 @@ def write_secret(path: Path, secret: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(secret.hex() + "\n")
+            file.write(text + "\n")
             file.flush()
             os.fsync(file.fileno())
         if path.exists():

@@ -24,7 +24,7 @@ from protocol.topics import check_name
 from runtime.command_line import make_parser
 from runtime.errors import SetupError
 from runtime.keys import load_or_make
-from server import daemon
+from server import daemon, device_commands, root_commands
 from server import replay as replaying
 from server.config import ServerConfig, load
 from server.database import reason
@@ -34,7 +34,7 @@ from server.keys import SIGNING_FILE
 from server.relatedness import drawing
 from server.relatedness.from_journal import of_journal
 from server.relatedness.groups import suggest
-from server.store import Store
+from server.table import open_store, show
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,14 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser, add = make_parser("graftwork-server", __doc__, "server.toml")
     add("run", _run, "serve the federation until stopped")
-    add("key", _key, "print the server's public key, which devices must trust")
+    key = add("key", root_commands.run_key, "print the server's public key, or make new keys")
+    root_commands.add_key_options(key)
+    root_commands.add_root_commands(add("root", root_commands.run_root, "make, sign and install roots of trust"))
     push = add("push", _push, "check a model package and send it to the federation")
     push.add_argument("package", type=Path, help="file that graftwork-models wrote")
     push.add_argument("--publisher", help="public key (hexadecimal) that must have signed it")
-    devices = add("devices", _devices, "list devices, or register and remove them")
-    devices.add_argument("action", nargs="?", choices=("list", "add", "remove"), default="list")
-    devices.add_argument("device", nargs="?", help="name of the device, for add and remove")
-    devices.add_argument("public_key", nargs="?", help="what `graftwork-agent key` printed, for add")
+    devices = add("devices", device_commands.run, "list devices, let them in, and revoke them")
     rounds = add("rounds", _rounds, "list rounds, newest first")
     releases = add("releases", _releases, "list releases, newest first")
     withdrawn = add("withdrawals", _withdrawals, "list releases that were withdrawn, with the evidence")
@@ -81,20 +80,12 @@ def _parser() -> argparse.ArgumentParser:
     related.add_argument("--plot", type=Path, metavar="FILE", help="write a picture, PNG by its name")
     for command in (devices, rounds, releases, withdrawn, replay, refusals, related):
         command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    device_commands.add_commands(devices)
     return parser
-
-
-def _store(config: ServerConfig) -> contextlib.closing[Store]:
-    return contextlib.closing(Store(Path(config.data_directory), config.database))
 
 
 def _run(_options: argparse.Namespace, config: ServerConfig) -> int:
     daemon.run(config)
-    return 0
-
-
-def _key(_options: argparse.Namespace, config: ServerConfig) -> int:
-    print(load_or_make(Path(config.data_directory) / SIGNING_FILE).public.raw.hex())
     return 0
 
 
@@ -107,7 +98,7 @@ def _push(options: argparse.Namespace, config: ServerConfig) -> int:
     else:
         package = _unpack_signed(data, [PublicKey.from_hex(key) for key in keys])
     name = f"{package.manifest.name} {package.manifest.version}"
-    with _store(config) as store:
+    with open_store(config) as store:
         version = store.add_package(
             data,
             hashlib.sha256(data).digest(),
@@ -130,46 +121,18 @@ def _unpack_signed(data: bytes, publishers: list[PublicKey]) -> ModelPackage:
     return unpack(data, publishers[-1])
 
 
-def _devices(options: argparse.Namespace, config: ServerConfig) -> int:
-    with _store(config) as store:
-        if options.action == "list":
-            columns = [
-                "id",
-                "online",
-                "last_seen",
-                "release",
-                "labelled_windows",
-                "agent_version",
-                "public_key",
-            ]
-            _show(options, store.devices(), columns)
-            return 0
-        if not options.device or (options.action == "add" and not options.public_key):
-            what = "DEVICE PUBLIC_KEY" if options.action == "add" else "DEVICE"
-            raise ServerError(f"expected: devices {options.action} {what}")
-        if options.action == "add":
-            key = PublicKey.from_hex(options.public_key)
-            store.register_device(check_name(options.device), key, time.time())
-            print(f"registered {options.device}")
-        elif store.remove_device(options.device):
-            print(f"removed {options.device}")
-        else:
-            raise ServerError(f"no device {options.device!r} is registered")
-    return 0
-
-
 def _rounds(options: argparse.Namespace, config: ServerConfig) -> int:
-    with _store(config) as store:
+    with open_store(config) as store:
         rows = store.rounds()
     for row in rows:
         row["cohort"] = len(row["cohort"])
         row["outcome"] = row["outcome"] or "open"
-    _show(options, rows, ["number", "base_release", "cohort", "counted", "opened_at", "closed_at", "outcome"])
+    show(options, rows, ["number", "base_release", "cohort", "counted", "opened_at", "closed_at", "outcome"])
     return 0
 
 
 def _releases(options: argparse.Namespace, config: ServerConfig) -> int:
-    with _store(config) as store:
+    with open_store(config) as store:
         rows = store.releases()
         withdrawn = {row["release"]: row for row in store.withdrawals()}
     columns = ["number", "round", "package_version", "updates", "weight", "domains", "created_at", "metrics"]
@@ -181,7 +144,7 @@ def _releases(options: argparse.Namespace, config: ServerConfig) -> int:
     if options.json:
         columns += ["withdraws", "reason"]
     # Rare: a table without any has no column for them, and the reasons are too long for one.
-    _show(options, rows, [*columns, "withdrawn_by"] if withdrawn or options.json else columns)
+    show(options, rows, [*columns, "withdrawn_by"] if withdrawn or options.json else columns)
     if not options.json:
         for row in rows:
             if row["reason"]:
@@ -190,39 +153,39 @@ def _releases(options: argparse.Namespace, config: ServerConfig) -> int:
 
 
 def _withdrawals(options: argparse.Namespace, config: ServerConfig) -> int:
-    with _store(config) as store:
+    with open_store(config) as store:
         rows = store.withdrawals()
     columns = ["release", "replacement", "withdrawn_at", "reason"]
-    _show(options, rows, [*columns, "evidence"] if options.json else columns)
+    show(options, rows, [*columns, "evidence"] if options.json else columns)
     return 0
 
 
 def _replay(options: argparse.Namespace, config: ServerConfig) -> int:
     if options.release != "all" and not options.release.isdecimal():
         raise ServerError(f"expected the number of a release, or all, got {options.release!r}")
-    with _store(config) as store:
+    with open_store(config) as store:
         if options.release == "all":
             replays = list(replaying.replay_all(store, config.federation))
         else:
             replays = [replaying.replay(store, int(options.release), config.federation)]
     columns = ["release", "round", "verdict", "updates", "sha256", "replayed", "reason"]
-    _show(options, [replaying.as_row(replayed) for replayed in replays], columns)
+    show(options, [replaying.as_row(replayed) for replayed in replays], columns)
     # Of all releases, those are judged whose updates are still there; one that is asked for must be there.
     passed = {replaying.SAME, replaying.PRUNED} if options.release == "all" else {replaying.SAME}
     return 0 if all(replayed.verdict in passed for replayed in replays) else 1
 
 
 def _refusals(options: argparse.Namespace, config: ServerConfig) -> int:
-    with _store(config) as store:
+    with open_store(config) as store:
         rows = store.refusals()
-    _show(options, rows, ["received_at", "device", "reason"])
+    show(options, rows, ["received_at", "device", "reason"])
     return 0
 
 
 def _relatedness(options: argparse.Namespace, config: ServerConfig) -> int:
     if options.rounds < 1:
         raise ServerError(f"--rounds: expected 1 or more, got {options.rounds}")
-    with _store(config) as store:
+    with open_store(config) as store:
         found = of_journal(store, config.federation, options.rounds)
     if not found.devices:
         raise ServerError("the journal holds no round with two updates or more of the package that runs")
@@ -244,37 +207,6 @@ def _relatedness(options: argparse.Namespace, config: ServerConfig) -> int:
     console.print(drawing.tree_of(found, groups), markup=False, highlight=False)
     console.print(drawing.summary_of(groups), highlight=False)
     return 0
-
-
-def _show(options: argparse.Namespace, rows: list[dict[str, Any]], columns: list[str]) -> None:
-    if options.json:
-        print(json.dumps([{name: _json(row[name]) for name in columns} for row in rows]))
-        return
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in columns:
-        table.add_column(name.replace("_", " "), overflow="fold")  # nothing is cut off
-    for row in rows:
-        table.add_row(*(_cell(name, row[name]) for name in columns))
-    Console().print(table)
-
-
-def _json(value: Any) -> Any:
-    return value.hex() if isinstance(value, bytes) else value
-
-
-def _cell(name: str, value: Any) -> str:
-    if value is None:
-        return "-"
-    if name.endswith("_at") or name == "last_seen":
-        moment = dt.datetime.fromtimestamp(value, dt.timezone.utc)
-        return moment.strftime("%m-%d %H:%M:%SZ")
-    if isinstance(value, bytes):
-        return value.hex()[:16]
-    if isinstance(
-        value, dict
-    ):  # one figure a line: side by side they would break anywhere in a narrow terminal
-        return "\n".join(f"{key.replace('_', ' ')} {number:.3f}" for key, number in value.items())
-    return str(value)
 
 
 if __name__ == "__main__":

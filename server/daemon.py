@@ -22,7 +22,7 @@ def run(config: ServerConfig) -> None:
     store = Store(directory, config.database)
     try:
         with store.only_server():
-            keys = ServerKeys.load_or_make(directory, config.trust.sealing)
+            keys = ServerKeys.load_or_make(directory, config.trust.sealing, store.newest_root())
             _serve(config, store, keys)
     finally:
         store.close()

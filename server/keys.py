@@ -12,7 +12,8 @@ from protocol.errors import SealingError
 from protocol.sealing import SealingKey
 from protocol.signing import PrivateKey
 from runtime.errors import SetupError
-from runtime.keys import load_or_make, read_secret, write_secret
+from protocol.trust import Root
+from runtime.keys import load_or_make, read, read_secret, write_secret
 
 SIGNING_FILE, NEXT_SIGNING_FILE = "server.key", "server.key.next"
 SEALING_FILE, FORMER_SEALING_FILE = "sealing.key", "sealing.key.before"
@@ -27,17 +28,29 @@ class ServerKeys:
     """The newest first; devices are told of that one."""
 
     @classmethod
-    def load_or_make(cls, directory: Path, suite: str) -> "ServerKeys":
+    def load_or_make(cls, directory: Path, suite: str, root: Root | None = None) -> "ServerKeys":
         """Read the keys of a data directory; make those that are missing.
+
+        Where the root names the key that was made to follow, it follows now.
 
         Args:
             directory: the server's data directory.
             suite: of a sealing key that has to be made, see protocol.sealing.
+            root: the root that holds; None: there is none.
 
         Raises:
-            SetupError: a file cannot be read or written, or holds something else.
+            SetupError: a file cannot be read or written, holds something else, or is not the key that the root
+                names.
         """
+        following = directory / NEXT_SIGNING_FILE
+        if root and following.exists() and read(following).public in root.server_keys:
+            following.replace(directory / SIGNING_FILE)
         signing = load_or_make(directory / SIGNING_FILE)
+        if root and signing.public not in root.server_keys:
+            raise SetupError(
+                f"version {root.version} of the root does not name the key in {directory / SIGNING_FILE}: no "
+                "device would believe this server; restore the key, or draft and install a root that names it"
+            )
         if not (directory / SEALING_FILE).exists():
             write_secret(directory / SEALING_FILE, SealingKey.generate(suite).raw)
         files = [directory / SEALING_FILE, directory / FORMER_SEALING_FILE]

@@ -16,6 +16,7 @@ import pytest
 
 from agent.config import STORE_FILE, AgentConfig, SourceConfig
 from agent.device import DeviceAgent
+from agent.keyring import Keyring
 from agent.outbox import RESEND_SECONDS
 from agent.store import Store as AgentStore
 from protocol.charter import TrainingPolicy
@@ -30,7 +31,9 @@ from simulation.fake_broker import FakeClock
 from tests.builders import (
     PARAMETERS,
     LogisticEngine,
+    identity_of,
     private_key,
+    server_keys,
     tiny_package,
     two_levels,
     write_recording,
@@ -96,7 +99,7 @@ class Yard:
             training=TrainingPolicy(learning_rate=0.1, epochs=2),
         )
         store = ServerStore(self.directory / "server")
-        with self._linked(partial(Coordinator, config, store, SERVER_KEY), "server", store) as running:
+        with self._linked(partial(Coordinator, config, store, server_keys(SERVER_KEY)), "server", store) as running:
             yield running
 
     @contextmanager
@@ -107,7 +110,14 @@ class Yard:
             name, FEDERATION, SERVER_KEY.public.raw.hex(), SourceConfig(str(folder / "spool")), str(folder)
         )
         key = private_key(DEVICES.index(name) + 1)
-        agent = partial(DeviceAgent, config, store, key, make_engine=lambda *_: LogisticEngine())
+        agent = partial(
+            DeviceAgent,
+            config,
+            store,
+            identity=identity_of(folder, name, key),
+            keyring=Keyring(store, FEDERATION, self.clock, server_key=config.server_key),
+            make_engine=lambda *_: LogisticEngine(),
+        )
         with self._linked(agent, name, store) as running:
             yield running
 
