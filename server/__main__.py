@@ -24,7 +24,7 @@ from protocol.topics import check_name
 from runtime.command_line import make_parser
 from runtime.errors import SetupError
 from runtime.keys import load_or_make
-from server import daemon
+from server import authority_commands, daemon
 from server import replay as replaying
 from server.config import ServerConfig, load
 from server.database import reason
@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     related = add("relatedness", _relatedness, "show which devices learn alike, as matrix, tree and groups")
     related.add_argument("--rounds", type=int, default=10, help="rounds to look back (default: 10)")
     related.add_argument("--plot", type=Path, metavar="FILE", help="write a picture, PNG by its name")
+    authority_commands.add_commands(add)
     for command in (devices, rounds, releases, withdrawn, replay, refusals, related):
         command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser

@@ -48,6 +48,8 @@ class BrokerSettings:
     """Whether asking for enrolment needs a claim certificate."""
     audit: bool = True
     """Whether the log says what was denied to whom; costs about a line for each packet."""
+    bridge_id: str = "SECRET"
+    """Client id of the bridge within the enrolment broker. Who knows it can throw the bridge off there."""
 
     def __post_init__(self) -> None:
         check_name(self.federation)
@@ -98,6 +100,7 @@ class BrokerSettings:
             listener=f"listener {self.enrolment_port} {self.bind}".rstrip(),
             require=str(self.require_claim).lower(),
             bridge=bridge_name(self.federation),
+            bridge_id=self.bridge_id,
             address=f"{self.service_host}:{self.service_port}",
         )
 
