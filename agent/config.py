@@ -117,7 +117,8 @@ class EnrolmentConfig:
     token_file: str = ""
     """File of the one-time token; empty: an operator has to approve."""
     claim_certificate: str = ""
-    """File with a claim certificate and its key, where the broker asks newcomers for one."""
+    """File of a claim certificate, where the broker asks newcomers for one."""
+    claim_key: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -193,6 +194,7 @@ def load(path: Path) -> AgentConfig:
             enrolment,
             token_file=beside(enrolment.token_file),
             claim_certificate=beside(enrolment.claim_certificate),
+            claim_key=beside(enrolment.claim_key),
         ),
         source=replace(config.source, directory=beside(config.source.directory)),
     )

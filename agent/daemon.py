@@ -80,7 +80,7 @@ def _enrolled(config: AgentConfig, identity: Identity, keyring: Keyring, stoppin
         host=settings.host or config.broker.host,
         port=settings.port,
         tls_certificate=settings.claim_certificate,
-        tls_key="",
+        tls_key=settings.claim_key,
     )
     link = Link(broker, program.nonce, program.subscriptions, persistent=False)
     log.info("device=%s asks for a certificate at %s:%d", config.device, broker.host, broker.port)

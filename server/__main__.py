@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import datetime as dt
 import hashlib
 import json
 import logging
@@ -10,27 +9,21 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
 from protocol.errors import ProtocolError, SignatureError
 from protocol.package import ModelPackage, unpack
 from protocol.signing import PublicKey
-from protocol.topics import check_name
 from runtime.command_line import make_parser
 from runtime.errors import SetupError
-from runtime.keys import load_or_make
-from server import daemon, device_commands, root_commands
+from server import authority_commands, daemon, device_commands, root_commands
 from server import replay as replaying
 from server.config import ServerConfig, load
 from server.database import reason
 from server.errors import ServerError
 from server.evaluation import first_default
-from server.keys import SIGNING_FILE
 from server.relatedness import drawing
 from server.relatedness.from_journal import of_journal
 from server.relatedness.groups import suggest
@@ -64,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     add("run", _run, "serve the federation until stopped")
     key = add("key", root_commands.run_key, "print the server's public key, or make new keys")
     root_commands.add_key_options(key)
-    root_commands.add_root_commands(add("root", root_commands.run_root, "make, sign and install roots of trust"))
+    root_commands.add_root_commands(
+        add("root", root_commands.run_root, "make, sign and install roots of trust")
+    )
     push = add("push", _push, "check a model package and send it to the federation")
     push.add_argument("package", type=Path, help="file that graftwork-models wrote")
     push.add_argument("--publisher", help="public key (hexadecimal) that must have signed it")
@@ -78,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     related = add("relatedness", _relatedness, "show which devices learn alike, as matrix, tree and groups")
     related.add_argument("--rounds", type=int, default=10, help="rounds to look back (default: 10)")
     related.add_argument("--plot", type=Path, metavar="FILE", help="write a picture, PNG by its name")
+    authority_commands.add_commands(add)
     for command in (devices, rounds, releases, withdrawn, replay, refusals, related):
         command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     device_commands.add_commands(devices)

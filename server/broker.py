@@ -1,11 +1,12 @@
 """Broker supervisor: runs an MQTT broker on loopback as a child process.
 
 The system's mosquitto when it is there; else amqtt, which is for trying out only: MQTT 3.1.1, and its queues
-do not survive a restart.
+do not survive a restart. It can also run what `graftwork-server broker-config` wrote: one broker or two.
 """
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import socket
@@ -43,6 +44,8 @@ plugins:
     allow_anonymous: true
 """
 START_SECONDS = 15
+_LOG_FILE = re.compile(r"^log_dest file (.+)$", re.MULTILINE)
+_LISTENER = re.compile(r"^listener (\d+)", re.MULTILINE)
 
 
 def find_mosquitto() -> str | None:
@@ -69,6 +72,7 @@ class BrokerSupervisor:
         kind: str | None = None,
         message_size_limit: int = 40 * 1024 * 1024,
         settings: Mapping[str, str] | None = None,
+        configuration: Path | None = None,
     ) -> None:
         """Choose the broker; `start` runs it.
 
@@ -78,17 +82,21 @@ class BrokerSupervisor:
             kind: "mosquitto" or "amqtt"; None takes mosquitto when there is one.
             message_size_limit: largest payload in bytes (mosquitto only).
             settings: of mosquitto.conf, instead of MOSQUITTO_SETTINGS or beside them.
+            configuration: a mosquitto.conf to run as it is, or a folder that `broker_config.write` wrote, of
+                which every broker is run. What it says holds, so port, size limit and settings are not used.
         """
-        self.kind = kind or ("mosquitto" if find_mosquitto() else "amqtt")
-        self.port = port or free_port()
+        self.kind = "mosquitto" if configuration else kind or ("mosquitto" if find_mosquitto() else "amqtt")
         self._directory = directory
+        self._configuration = configuration
+        self._ports = [port or free_port()] if configuration is None else _ports(self._configurations())
+        self.port = self._ports[0]
         self._settings = {
             **MOSQUITTO_SETTINGS,
             "message_size_limit": str(message_size_limit),
             "max_packet_size": str(message_size_limit + 1024),
             **(settings or {}),
         }
-        self._process: subprocess.Popen[bytes] | None = None
+        self._processes: list[subprocess.Popen[bytes]] = []
 
     @property
     def description(self) -> str:
@@ -103,6 +111,9 @@ class BrokerSupervisor:
     @property
     def log_file(self) -> Path:
         """Where the broker's output goes."""
+        for written in self._configurations():
+            if found := _LOG_FILE.search(written.read_text("utf-8")):
+                return Path(found[1])
         return self._directory / f"{self.kind}.log"
 
     def start(self) -> None:
@@ -112,31 +123,35 @@ class BrokerSupervisor:
             ServerError: it is not installed, or does not start; with what it printed.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", self.port))
-            except OSError as error:
-                raise ServerError(f"port {self.port} is taken: {error.strerror}") from error
-        command = self._mosquitto() if self.kind == "mosquitto" else self._amqtt()
-        with (self._directory / f"{self.kind}.out").open("ab") as out:
-            # Its own process group: Ctrl-C reaches the program first, which then stops the broker in order.
-            self._process = subprocess.Popen(  # noqa: S603 - a fixed command with our own configuration
-                command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
-            )
+        for port in self._ports:
+            _check_free(port)
+        commands = self._mosquitto() if self.kind == "mosquitto" else [self._amqtt()]
+        for command in commands:
+            with (self._directory / f"{self.kind}.out").open("ab") as out:
+                # Its own process group: Ctrl-C reaches the program first, which stops the broker in order.
+                process = subprocess.Popen(  # noqa: S603 - a fixed command with our own configuration
+                    command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
+                )
+            self._processes.append(process)
         deadline = time.monotonic() + START_SECONDS
+        missing = list(self._ports)
         while time.monotonic() < deadline:
-            if self._process.poll() is not None:
+            if any(process.poll() is not None for process in self._processes):
                 break
-            with socket.socket() as probe:
-                probe.settimeout(0.5)
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
+            missing = [port for port in missing if not _takes_connections(port)]
+            if not missing:
+                return
             time.sleep(0.05)
         self.stop()
-        raise ServerError(
-            f"{self.kind} did not start on port {self.port}; its output is in {self._directory}"
-        )
+        ports = ", ".join(map(str, missing))
+        raise ServerError(f"{self.kind} did not start on port {ports}; its output is in {self._directory}")
+
+    def reload(self) -> None:
+        """Have a running mosquitto read its configuration, access lists, certificates and CRL again."""
+        if self._configuration is not None:
+            self._mosquitto()
+        for process in self._processes:
+            process.send_signal(signal.SIGHUP)
 
     def stop(self) -> None:
         """End the broker in good order, by force if it does not."""
@@ -154,28 +169,43 @@ class BrokerSupervisor:
         self.stop()
 
     def _end(self, number: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None or process.poll() is not None:
-            return
-        process.send_signal(number)
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        processes, self._processes = self._processes, []
+        running = [process for process in processes if process.poll() is None]
+        for process in running:
+            process.send_signal(number)
+        for process in running:
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
-    def _mosquitto(self) -> list[str]:
+    def _mosquitto(self) -> list[list[str]]:
         binary = find_mosquitto()
         if binary is None:
             raise ServerError("mosquitto is not installed; on Debian: apt install mosquitto")
-        config = self._directory / "mosquitto.conf"
-        settings = {"persistence_location": f"{self._directory.resolve()}/", **self._settings}
-        text = MOSQUITTO_CONFIG.format(port=self.port, directory=self._directory.resolve())
-        text += "".join(f"{name} {value}\n" for name, value in settings.items())
-        if os.geteuid() == 0:
-            text += "user root\n"  # else it drops to a user that cannot write the directory
-        config.write_text(text, "utf-8")
-        return [binary, "-c", str(config)]
+        # As root it would drop to a user that cannot write the directory.
+        user = "user root\n" if os.geteuid() == 0 else ""
+        if self._configuration is None:
+            config = self._directory / "mosquitto.conf"
+            settings = {"persistence_location": f"{self._directory.resolve()}/", **self._settings}
+            text = MOSQUITTO_CONFIG.format(port=self.port, directory=self._directory.resolve())
+            text += "".join(f"{name} {value}\n" for name, value in settings.items())
+            config.write_text(text + user, "utf-8")
+            return [[binary, "-c", str(config)]]
+        commands = []
+        for written in self._configurations():
+            config = self._directory / f"{written.name}.running"
+            config.write_text(written.read_text("utf-8") + user, "utf-8")
+            commands.append([binary, "-c", str(config)])
+        return commands
+
+    def _configurations(self) -> list[Path]:
+        """The files to run: of a folder mosquitto.conf, and what lies beside it."""
+        path = self._configuration
+        if path is None or not path.is_dir():
+            return [path] if path else []
+        return sorted(path.glob("*.conf"), key=lambda file: (file.name != "mosquitto.conf", file.name))
 
     def _amqtt(self) -> list[str]:
         if importlib.util.find_spec("amqtt") is None:
@@ -186,3 +216,32 @@ class BrokerSupervisor:
         config = self._directory / "amqtt.yaml"
         config.write_text(AMQTT_CONFIG.format(port=self.port), "utf-8")
         return [sys.executable, "-m", "amqtt.scripts.broker_script", "-c", str(config)]
+
+
+def _ports(configurations: list[Path]) -> list[int]:
+    """Ports of all listeners, in their order."""
+    try:
+        texts = [path.read_text("utf-8") for path in configurations]
+    except OSError as error:
+        raise ServerError(
+            f"{error.filename}: {error.strerror}; run `graftwork-server broker-config`"
+        ) from error
+    ports = [int(port) for text in texts for port in _LISTENER.findall(text)]
+    if not ports:
+        raise ServerError("expected a mosquitto.conf with a listener; run `graftwork-server broker-config`")
+    return ports
+
+
+def _check_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ServerError(f"port {port} is taken: {error.strerror}") from error
+
+
+def _takes_connections(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -4,6 +4,7 @@ The texts are made in server/broker_settings.py. Writing again changes what has 
 certificates stay while they are good, and a revocation list never gets shorter here.
 """
 
+import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -71,6 +72,7 @@ def write(
         service_bind=service_bind,
         require_claim=require_claim,
         audit=audit,
+        bridge_id=secrets.token_hex(16),
     )
     if authority.federation != federation:
         raise ServerError(f"expected the CA of {federation!r}, got that of {authority.federation!r}")
@@ -127,7 +129,8 @@ def _write_certificates(directory: Path, authority: Authority, names: Sequence[s
 def _write_texts(settings: BrokerSettings) -> None:
     texts = settings.texts()
     for name, text in texts.items():
-        whole_files.write(settings.directory / name, text.encode(), whole_files.PUBLIC)
+        mode = whole_files.SECRET if name == ENROLMENT else whole_files.PUBLIC  # it has the bridge's id
+        whole_files.write(settings.directory / name, text.encode(), mode)
     if ENROLMENT not in texts:  # of an earlier run; it would go on being started
         (settings.directory / ENROLMENT).unlink(missing_ok=True)
 

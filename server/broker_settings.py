@@ -48,6 +48,8 @@ class BrokerSettings:
     """Whether asking for enrolment needs a claim certificate."""
     audit: bool = True
     """Whether the log says what was denied to whom; costs about a line for each packet."""
+    bridge_id: str = "SECRET"
+    """Client id of the bridge within the enrolment broker. Who knows it can throw the bridge off there."""
 
     def __post_init__(self) -> None:
         check_name(self.federation)
@@ -58,19 +60,19 @@ class BrokerSettings:
             raise ServerError(f"ports: expected 1 to 65535, got {ports}")
         if not self.service_bind:
             raise ServerError("the address of the server's listener: expected an IP address, got none")
-        for address in filter(None, (self.bind, self.service_bind)):
-            try:
-                ipaddress.ip_address(address)
-            except ValueError as error:
-                raise ServerError(f"expected an IP address to listen on, got {address!r}") from error
+        found = [_address(address) for address in (self.bind, self.service_bind) if address]
+        if found[-1].version != 4:  # mosquitto's option for a bridge's address knows no other
+            raise ServerError(
+                f"the address of the server's listener: expected an IPv4 one, got {self.service_bind}"
+            )
         if not self.directory.is_absolute() or not str(self.directory).isprintable():
             raise ServerError(f"expected an absolute directory of printable characters, got {self.directory}")
 
     @property
     def service_host(self) -> str:
         """Address under which this machine reaches the server's listener."""
-        address = ipaddress.ip_address(self.service_bind)
-        return str(address) if not address.is_unspecified else "127.0.0.1" if address.version == 4 else "::1"
+        address = _address(self.service_bind)
+        return "127.0.0.1" if address.is_unspecified else str(address)
 
     def texts(self) -> dict[str, str]:
         """Every file, by name."""
@@ -98,6 +100,7 @@ class BrokerSettings:
             listener=f"listener {self.enrolment_port} {self.bind}".rstrip(),
             require=str(self.require_claim).lower(),
             bridge=bridge_name(self.federation),
+            bridge_id=self.bridge_id,
             address=f"{self.service_host}:{self.service_port}",
         )
 
@@ -122,3 +125,10 @@ class BrokerSettings:
     def _acl_services(self) -> str:
         names = {"server": server_name(self.federation), "bridge": bridge_name(self.federation)}
         return broker_templates.ACL_SERVICES.format(**self._names(), **names)
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError as error:
+        raise ServerError(f"expected an IP address to listen on, got {text!r}") from error

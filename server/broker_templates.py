@@ -103,7 +103,8 @@ bridge_keyfile {directory}/bridge.key
 bridge_tls_version tlsv1.3
 bridge_protocol_version mqttv50
 remote_clientid {bridge}
-local_clientid {bridge}
+# Drawn at random, and secret: a client that took this id would throw the bridge off.
+local_clientid {bridge_id}
 cleansession true
 notifications false
 try_private false

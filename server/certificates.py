@@ -135,7 +135,7 @@ def request_key(csr_der: bytes) -> DeviceKey:
             warnings.simplefilter("ignore")  # on oddities that a device may send, and that are ignored here
             request = x509.load_der_x509_csr(csr_der)
             key = request.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise CertificateRequestError("expected a certificate request (PKCS #10) in DER") from error
     p256 = isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)
     if not (p256 or isinstance(key, ed25519.Ed25519PublicKey)):

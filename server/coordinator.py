@@ -30,6 +30,7 @@ from server.keys import ServerKeys
 from server.offers import Offers
 from server.reception import Incoming, Reception
 from server.retention import PRUNE_SECONDS
+from server.revocation import Revocations
 from server.store import JournalledUpdate, PackageRecord, ReleaseRecord, RoundRecord, Store
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Coordinator:
         now: Callable[[], float],
         *,
         issuer: Issuer | None = None,
+        revocations: Revocations | None = None,
     ) -> None:
         """Go on from what the store holds.
 
@@ -60,7 +62,9 @@ class Coordinator:
             publish: hands a message to the broker.
             now: Unix seconds.
             issuer: the fleet's certificate authority, where there is one.
+            revocations: brings them to the broker, where the server may.
         """
+        self._revocations = revocations
         self._config = config
         self._store = store
         self._keys = keys
@@ -147,6 +151,8 @@ class Coordinator:
 
     def tick(self) -> None:
         """Look for a new package, and let the round machine see the time."""
+        if self._revocations:
+            self._revocations.tick()
         self._look_for_package()
         if self._broadcast.stale:
             self._publish_all()

@@ -1,4 +1,4 @@
-"""Keys and certificates of services on disk: made where they are missing, and anew in time before they end."""
+"""Keys and certificates of services on disk: made where they are missing, and anew before they end."""
 
 import contextlib
 from collections.abc import Callable, Sequence

@@ -9,6 +9,7 @@ from runtime.loop import serve, stop_on_signals
 from server.config import ServerConfig
 from server.coordinator import Coordinator
 from server.keys import ServerKeys
+from server.revocation import open_authority, open_revocations
 from server.store import Store
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,10 @@ def _serve(config: ServerConfig, store: Store, keys: ServerKeys) -> None:
     def publish(topic: str, payload: bytes, retain: bool) -> bool:
         return link is not None and link.publish(topic, payload, retain=retain)
 
-    coordinator = Coordinator(config, store, keys, publish, time.time)
+    coordinator = Coordinator(
+        config, store, keys, publish, time.time,
+        issuer=open_authority(config), revocations=open_revocations(config, store, time.time),
+    )  # fmt: skip
     link = Link(config.broker, f"graftwork-server-{config.federation}", coordinator.subscriptions)
     log.info("serving federation=%s on %s:%d", config.federation, config.broker.host, config.broker.port)
     serve(coordinator, link, stopping, tick_seconds=TICK_SECONDS)

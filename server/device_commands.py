@@ -36,7 +36,9 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(action=_list)
     actions = parser.add_subparsers(metavar="ACTION", title="actions (default: list)")
 
-    def add(name: str, function: Command, text: str, *, device: str | None = "NAME") -> argparse.ArgumentParser:
+    def add(
+        name: str, function: Command, text: str, *, device: str | None = "NAME"
+    ) -> argparse.ArgumentParser:
         action = actions.add_parser(name, help=text, description=text)
         action.set_defaults(action=function)
         if device:
@@ -53,7 +55,9 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     token.add_argument(
         "--replace", action="store_true", help="also where the name is registered with another key (repair)"
     )
-    token.add_argument("--output", type=Path, metavar="DIR", help="write NAME.token files instead of printing")
+    token.add_argument(
+        "--output", type=Path, metavar="DIR", help="write NAME.token files instead of printing"
+    )
     add("requests", _requests, "list devices that wait for approval", device=None)
     approve = add("approve", _approve, "let a waiting device in")
     approve.add_argument("--key", help="its public key, where several ask for the name")
@@ -128,15 +132,19 @@ def _revoke(options: argparse.Namespace, config: ServerConfig) -> int:
         revocations = open_revocations(config, store, time.time)
         if revocations is None:
             store.note_session_ended(options.device, time.time())
-            print("there is no broker_directory in [trust]: end its session and certificate at the broker by hand")
+            print(
+                print(
+                    "[trust] names no broker_directory: end its session and certificate at the broker by hand"
+                )
+            )
             return 0
         deadline = time.time() + PATIENCE_SECONDS
         while options.device in store.sessions_to_end():
             revocations.tick()
             if time.time() > deadline:
                 raise ServerError(
-                    f"the broker did not end the session of {options.device} within {PATIENCE_SECONDS:g} s; a "
-                    "running server goes on trying"
+                    f"the broker did not end the session of {options.device} within {PATIENCE_SECONDS:g} s; "
+                    "a running server goes on trying"
                 )
             time.sleep(0.1)
     print("its certificates are on the broker's list, and its session was ended")
@@ -163,8 +171,12 @@ def _show(options: argparse.Namespace, config: ServerConfig) -> int:
         if not rows:
             raise _unknown(options.device)
         if options.json:
-            certificates = store.certificates(options.device)
-            show(options, [{**rows[0], "certificates": certificates}], [*COLUMNS, "status_reason", "certificates"])
+            row = {**rows[0], "certificates": store.certificates(options.device)}
+            show(
+                options,
+                [row],
+                [*COLUMNS, "status_reason", "certificates"],
+            )
             return 0
         show(options, rows, [*COLUMNS, "status_reason"])
         show(options, store.certificates(options.device), ["serial", "issued_at", "not_after", "revoked_at"])

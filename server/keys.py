@@ -11,8 +11,8 @@ from pathlib import Path
 from protocol.errors import SealingError
 from protocol.sealing import SealingKey
 from protocol.signing import PrivateKey
-from runtime.errors import SetupError
 from protocol.trust import Root
+from runtime.errors import SetupError
 from runtime.keys import load_or_make, read, read_secret, write_secret
 
 SIGNING_FILE, NEXT_SIGNING_FILE = "server.key", "server.key.next"
@@ -39,7 +39,8 @@ class ServerKeys:
             root: the root that holds; None: there is none.
 
         Raises:
-            SetupError: a file cannot be read or written, holds something else, or is not the key that the root
+            SetupError: a file cannot be read or written, holds something else, or is not the key that the
+            root
                 names.
         """
         following = directory / NEXT_SIGNING_FILE

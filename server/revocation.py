@@ -1,8 +1,8 @@
 """Revocation at the broker: the list of revoked certificates, and an end to the sessions of those on it.
 
-The broker takes no new connection of a certificate on the list, but a connection that stands goes on; so the list is
-written and read again first, and then the server takes the session over and closes it. Killed in between, the server
-goes on with it when it starts: the database knows which sessions were not ended yet.
+The broker takes no new connection of a certificate on the list, but a connection that stands goes on; so the
+list is written and read again first, and then the server takes the session over and closes it. Killed in
+between, the server goes on with it when it starts: the database knows which sessions were not ended yet.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from runtime.broker import BrokerConfig
-from server.authority import Authority
+from server.authority import DIRECTORY, Authority
 from server.broker_config import write_revocations
 from server.config import ServerConfig
 from server.errors import ServerError
@@ -24,7 +24,6 @@ from server.store import Store
 
 log = logging.getLogger(__name__)
 
-AUTHORITY_DIRECTORY = "ca"
 PID_FILE = "mosquitto.pid"
 """Beside the broker's configuration, which names it."""
 SETTLE_SECONDS = 0.5
@@ -103,7 +102,9 @@ class Revocations:
                 raise ServerError(f"trust.reload_command failed: {error}") from error
             return
         path = self._directory / PID_FILE
-        with contextlib.suppress(FileNotFoundError):  # the broker is not running: it reads the list when it starts
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # the broker is not running: it reads the list when it starts
             try:
                 os.kill(int(path.read_text("ascii")), signal.SIGHUP)
             except (ValueError, ProcessLookupError):
@@ -115,10 +116,8 @@ class Revocations:
                 ) from error
 
 
-def open_revocations(
-    config: ServerConfig, store: Store, now: Callable[[], float]
-) -> Revocations | None:
-    """Revocation as the server is configured for it; None: it has no authority, or no directory of the broker.
+def open_revocations(config: ServerConfig, store: Store, now: Callable[[], float]) -> Revocations | None:
+    """Revocation as the server is configured for it; None: no authority, or no directory of the broker.
 
     Raises:
         ServerError: the authority's files are damaged.
@@ -142,5 +141,5 @@ def open_authority(config: ServerConfig) -> Authority | None:
     Raises:
         ServerError: its files are damaged.
     """
-    directory = Path(config.data_directory) / AUTHORITY_DIRECTORY
+    directory = Path(config.data_directory) / DIRECTORY
     return Authority.open(directory) if directory.exists() else None

@@ -1,7 +1,7 @@
-"""Making and signing roots of trust, as a ceremony: drafted once, signed by each holder of a root key, installed.
+"""Making and signing roots of trust: drafted once, signed by each holder of a root key, installed.
 
-A root key never has to be where the server is: a draft is a file that goes from holder to holder. It is TUF root
-metadata; see protocol/trust.py for what its roles mean here.
+A root key never has to be where the server is: a draft is a file that goes from holder to holder. It is TUF
+root metadata; see protocol/trust.py for what its roles mean here.
 """
 
 import datetime as dt

@@ -35,7 +35,9 @@ def add_root_commands(parser: argparse.ArgumentParser) -> None:
     new = add("draft", _draft, "write the next version of the root, for the holders to sign")
     new.add_argument("file", type=Path, help="file to write")
     new.add_argument("--root-key", action="append", metavar="HEX", help="public key of a holder (repeat)")
-    new.add_argument("--threshold", type=int, help="how many holders it takes (default: as before, else a majority)")
+    new.add_argument(
+        "--threshold", type=int, help="holders that it takes (default: as before, else a majority)"
+    )
     new.add_argument("--publisher", action="append", metavar="HEX", help="who may sign packages (repeat)")
     new.add_argument("--days", type=float, default=730.0, help="how long it is good (default: 730)")
     sign = add("sign", _sign, "add a holder's signature to a draft")
@@ -60,7 +62,7 @@ def add_key_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--next",
         action="store_true",
-        help="make the key that follows; it signs once a root that names it is installed, and the server restarts",
+        help="make the key that follows: it signs once a root names it and the server was restarted",
     )
     parser.add_argument("--new-sealing", action="store_true", help="replace the key that devices seal to")
 
@@ -106,7 +108,7 @@ def _draft(options: argparse.Namespace, config: ServerConfig) -> int:
     )
     _write(options.file, data)
     print(json.dumps(describe(data), indent=2))
-    print(f"wrote {options.file}; next: graftwork-server root sign {options.file} --key FILE, by {threshold} holders")
+    print(f"wrote {options.file}; next, {threshold} holders: graftwork-server root sign FILE --key KEY")
     return 0
 
 

@@ -7,6 +7,7 @@ client may come back: its certificate must be on the broker's revocation list be
 
 import ssl
 import threading
+from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -50,10 +51,13 @@ def end_session(broker: BrokerConfig, client_id: str, *, timeout_seconds: float 
     client.on_connect, client.on_disconnect = on_connect, on_disconnect
     properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
     properties.SessionExpiryInterval = 0
+    failure = ""
     try:
         client.connect(broker.host, broker.port, clean_start=True, properties=properties)
     except (OSError, ValueError) as error:
-        raise ServerError(f"{where} cannot be ended: {error}") from error
+        failure = str(error)  # the error itself would keep the socket open
+    if failure:
+        raise ServerError(f"{where} cannot be ended: {failure}")
     client.loop_start()
     try:
         answered.wait(timeout_seconds)
@@ -72,7 +76,10 @@ def _client(broker: BrokerConfig, client_id: str, timeout_seconds: float) -> pah
     client = paho.Client(
         CallbackAPIVersion.VERSION2, client_id, protocol=paho.MQTTv5, reconnect_on_failure=False
     )
-    client.connect_timeout = timeout_seconds
+    client.connect_timeout = timeout_seconds  # of the TLS handshake, too
+    if broker.username:
+        file = broker.password_file
+        client.username_pw_set(broker.username, Path(file).read_text("utf-8").strip() if file else None)
     if broker.tls_ca:
         client.tls_set(
             broker.tls_ca,

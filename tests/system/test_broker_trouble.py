@@ -99,7 +99,9 @@ class Yard:
             training=TrainingPolicy(learning_rate=0.1, epochs=2),
         )
         store = ServerStore(self.directory / "server")
-        with self._linked(partial(Coordinator, config, store, server_keys(SERVER_KEY)), "server", store) as running:
+        with self._linked(
+            partial(Coordinator, config, store, server_keys(SERVER_KEY)), "server", store
+        ) as running:
             yield running
 
     @contextmanager
