@@ -11,7 +11,8 @@ RUN ?= runs/demo
 # The demo's environment has no torch, like a device; the other one has everything.
 DEMO_VENV = .venv-demo
 VENV = .venv
-OPTIONS = --seed $(SEED) --rounds $(ROUNDS) $(if $(LABELS),--labels-per-class $(LABELS)) --directory $(RUN)
+SECURE ?=
+OPTIONS = $(if $(SECURE),--secure) --seed $(SEED) --rounds $(ROUNDS) $(if $(LABELS),--labels-per-class $(LABELS)) --directory $(RUN)
 
 .PHONY: help demo test test-system bench lint format types package clean
 
@@ -19,7 +20,7 @@ help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 ifeq ($(DATA),)
-demo: $(DEMO_VENV)/installed  ## a fleet of 8 simulated machines; with DATA=DIR a fleet directory of your own
+demo: $(DEMO_VENV)/installed  ## a fleet of 8 simulated machines; with DATA=DIR a fleet directory; SECURE=1: as in production
 	@$(DEMO_VENV)/bin/graftwork-simulate demo $(OPTIONS)
 else
 demo: $(VENV)/installed

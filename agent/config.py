@@ -181,15 +181,12 @@ def load(path: Path) -> AgentConfig:
     enrolment = config.enrolment
     state = beside(config.state_directory)
     identity = beside(config.identity_directory) or state
-    broker = config.broker.relative_to(path.parent)
-    if enrolment.port:
-        broker = replace(broker, tls_certificate=str(Path(identity) / CERTIFICATE_FILE))
     return replace(
         config,
         state_directory=state,
         identity_directory=identity,
         root=beside(config.root),
-        broker=broker,
+        broker=config.broker.relative_to(path.parent),
         enrolment=replace(
             enrolment,
             token_file=beside(enrolment.token_file),

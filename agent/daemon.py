@@ -109,7 +109,10 @@ def _take_part(
         traffic=traffic,
         listen_again=lambda: link.listen_again() if link else None,
     )
-    link = Link(config.broker, config.device, agent.subscriptions)
+    broker = config.broker
+    if config.enrolment.port:
+        broker = replace(broker, tls_certificate=str(identity.certificate_file))
+    link = Link(broker, config.device, agent.subscriptions)
     log.info(
         "device=%s federation=%s broker=%s:%d",
         config.device, config.federation, config.broker.host, config.broker.port,

@@ -41,6 +41,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     ) -> argparse.ArgumentParser:
         action = actions.add_parser(name, help=text, description=text)
         action.set_defaults(action=function)
+        action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
         if device:
             action.add_argument("device", metavar=device, help="name of the device")
         return action
@@ -132,11 +133,7 @@ def _revoke(options: argparse.Namespace, config: ServerConfig) -> int:
         revocations = open_revocations(config, store, time.time)
         if revocations is None:
             store.note_session_ended(options.device, time.time())
-            print(
-                print(
-                    "[trust] names no broker_directory: end its session and certificate at the broker by hand"
-                )
-            )
+            print("[trust] names no broker_directory: end its session and certificate at the broker by hand")
             return 0
         deadline = time.time() + PATIENCE_SECONDS
         while options.device in store.sessions_to_end():

@@ -16,6 +16,7 @@ from rich.console import Console
 from protocol import toml
 from protocol.charter import TrainingPolicy
 from protocol.errors import ProtocolError
+from server.broker import find_mosquitto
 from server.errors import ServerError
 from simulation import importers, runner, vibration
 from simulation.errors import SimulationError
@@ -83,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--report", type=Path, help="report file (default: DIRECTORY/report.json)")
         command.add_argument("--plot", type=Path, help="plot (default: beside the report, .png)")
         command.add_argument(
+            "--secure",
+            action="store_true",
+            help="as in production: TLS, certificates, a root of trust, devices that enrol; needs mosquitto",
+        )
+        command.add_argument(
             "--broker", choices=("mosquitto", "amqtt"), help="default: mosquitto if installed"
         )
 
@@ -142,6 +148,8 @@ def _experiment(options: argparse.Namespace, data: Path, package: Path, console:
         training=replace(TrainingPolicy(), **changes),
         server=_entries(options.set),
     )
+    if options.secure and (options.broker == "amqtt" or find_mosquitto() is None):
+        raise SimulationError("--secure needs mosquitto; on Debian: apt install mosquitto")
     report_file = options.report or options.directory / "report.json"
     plot_file = options.plot or report_file.with_suffix(".png")
     experiment = prepare(options.directory, data, settings)
@@ -152,6 +160,7 @@ def _experiment(options: argparse.Namespace, data: Path, package: Path, console:
         report_file=report_file,
         plot_file=plot_file,
         broker_kind=options.broker,
+        secured=options.secure,
     )
     console.print(f"report: {report_file}   plot: {plot_file}", highlight=False)
     print(json.dumps(summary))

@@ -6,6 +6,7 @@
     RUN/devices/ID/agent.toml  configuration of an agent
     RUN/devices/ID/spool/      its data: the development part, labels beyond the budget erased
     RUN/devices/ID/state/      its key, store and feature cache
+    RUN/broker/, RUN/root-keys/  see simulation/secure.py
     RUN/test/ID.npz            windows or pictures, and labels, that no device ever sees
 
 A bad recording or picture is left out and named with the reason; a device without a good one stays out. All
@@ -111,7 +112,7 @@ def prepare(directory: Path, fleet_directory: Path, settings: Settings) -> Exper
         SimulationError: no device is left that could take part.
     """
     fleet = read_fleet(fleet_directory)
-    for name in ("broker", "server", "devices", "test"):
+    for name in ("broker", "server", "devices", "root-keys", "test"):
         shutil.rmtree(directory / name, ignore_errors=True)
         (directory / name).mkdir(parents=True)
     participants: list[Participant] = []
@@ -142,8 +143,23 @@ def prepare(directory: Path, fleet_directory: Path, settings: Settings) -> Exper
     return Experiment(directory, fleet, settings, tuple(participants), tuple(problems))
 
 
-def write_configurations(experiment: Experiment, port: int, mqtt_version: str) -> None:
-    """Write the configuration of server and agents, and make their keys."""
+def write_configurations(
+    experiment: Experiment,
+    port: int,
+    mqtt_version: str,
+    *,
+    server_changes: Mapping[str, Any] | None = None,
+    device_changes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the configuration of server and agents, and make their keys.
+
+    Args:
+        experiment: what is run.
+        port: of a broker without protection.
+        mqtt_version: as in a configuration.
+        server_changes: tables laid over server.toml, e.g. those of a secured run.
+        device_changes: the same over every agent.toml.
+    """
     settings = experiment.settings
     server_key = load_or_make(experiment.server_directory / "data" / SIGNING_FILE)
     broker = {"host": "127.0.0.1", "port": port, "mqtt_version": mqtt_version}
@@ -162,24 +178,21 @@ def write_configurations(experiment: Experiment, port: int, mqtt_version: str) -
         },
         "training": asdict(settings.training),
     }
-    (experiment.server_directory / SERVER_CONFIG).write_text(_toml(_merged(server, settings.server)), "utf-8")
+    server = _merged(_merged(server, settings.server), server_changes or {})
+    (experiment.server_directory / SERVER_CONFIG).write_text(_toml(server), "utf-8")
     for participant in experiment.participants:
         load_or_make(participant.state / KEY_FILE)
-        participant.config.write_text(
-            _toml(
-                {
-                    "device": participant.device.id,
-                    "federation": experiment.federation,
-                    "server_key": server_key.public.raw.hex(),
-                    "state_directory": "state",
-                    "seed": settings.seed,
-                    "source": {"directory": "spool"},
-                    "broker": broker,
-                    "limits": {"threads": settings.threads},
-                }
-            ),
-            "utf-8",
-        )
+        device: dict[str, Any] = {
+            "device": participant.device.id,
+            "federation": experiment.federation,
+            "server_key": server_key.public.raw.hex(),
+            "state_directory": "state",
+            "seed": settings.seed,
+            "source": {"directory": "spool"},
+            "broker": broker,
+            "limits": {"threads": settings.threads},
+        }
+        participant.config.write_text(_toml(_merged(device, device_changes or {})), "utf-8")
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

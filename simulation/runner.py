@@ -11,7 +11,9 @@ from typing import Any
 from rich.console import Console
 
 from protocol.package import unpack
+from runtime.keys import load_or_make
 from server.broker import BrokerSupervisor
+from server.keys import SIGNING_FILE
 from server.store import Store
 from simulation import report
 from simulation.errors import SimulationError
@@ -19,6 +21,7 @@ from simulation.evaluation import evaluate
 from simulation.experiment import Experiment, write_configurations
 from simulation.processes import Federation
 from simulation.progress import RoundsView
+from simulation.secure import secure
 
 POLL_SECONDS = 0.25
 STALL_SECONDS = 900.0
@@ -33,8 +36,18 @@ def run(
     report_file: Path,
     plot_file: Path,
     broker_kind: str | None = None,
+    secured: bool = False,
 ) -> dict[str, Any]:
     """Run all rounds, test every device, write report and plot; returns the summary.
+
+    Args:
+        experiment: what is run.
+        package: the model package.
+        console: for people.
+        report_file: where the report goes.
+        plot_file: where the plot goes.
+        broker_kind: "mosquitto" or "amqtt".
+        secured: with TLS, certificates, a root of trust, and devices that enrol (simulation/secure.py).
 
     Raises:
         SimulationError: a program ended by itself, or nothing happened for a long time.
@@ -48,11 +61,11 @@ def run(
             f"got {manifest.schema} {manifest.window}"
         )
     started = time.monotonic()
-    with BrokerSupervisor(experiment.directory / "broker", kind=broker_kind) as broker:
+    with _broker(experiment, broker_kind, secured=secured) as broker:
         console.print(f"broker: {broker.description}", highlight=False)
-        write_configurations(experiment, broker.port, "3.1.1" if broker.kind == "amqtt" else "auto")
         with Federation(experiment) as federation:
-            federation.register()
+            if not secured:
+                federation.register()
             federation.push(package)
             console.print(
                 f"server and {len(experiment.participants)} agents start; logs are in {experiment.directory}",
@@ -72,6 +85,18 @@ def run(
     finally:
         store.close()
     return summary
+
+
+def _broker(experiment: Experiment, kind: str | None, *, secured: bool) -> BrokerSupervisor:
+    """The broker of a run, once all configurations are written."""
+    if not secured:
+        broker = BrokerSupervisor(experiment.directory / "broker", kind=kind)
+        write_configurations(experiment, broker.port, "3.1.1" if broker.kind == "amqtt" else "auto")
+        return broker
+    key = load_or_make(experiment.server_directory / "data" / SIGNING_FILE)
+    setup = secure(experiment, key.public)
+    write_configurations(experiment, 0, "auto", server_changes=setup.server, device_changes=setup.device)
+    return setup.broker
 
 
 def follow(experiment: Experiment, federation: Federation, look: Callable[[Store], None]) -> None:
