@@ -5,6 +5,7 @@ Only arguments, files and the screen are handled here. Mistakes of the user end 
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -152,6 +153,12 @@ def _add_output(command: argparse.ArgumentParser, *, required: bool = True) -> N
     command.add_argument("--batch", type=int, default=32, help="rows of every graph input (default: 32)")
     command.add_argument("--description", default="", help="for operators")
     command.add_argument(
+        "--expires-days",
+        type=float,
+        metavar="N",
+        help="no device installs it after so many days (default: never)",
+    )
+    command.add_argument(
         "--quantise-prefix", action="store_true", help="int8 prefix; its cost is measured and kept"
     )
     command.add_argument(
@@ -285,6 +292,7 @@ def _write(
         training_python=options.onnxruntime_training_python,
         metrics=metrics,
         description=options.description,
+        expires=time.time() + 86_400 * options.expires_days if options.expires_days else 0.0,
     )
     data = _discriminating(data, options, key, source or _calibrating(options, inputs), embedding)
     if options.anomaly_rank:

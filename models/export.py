@@ -112,6 +112,7 @@ def export(
     training_python: Path | None = None,
     metrics: Mapping[str, float] | None = None,
     description: str = "",
+    expires: float = 0.0,
 ) -> bytes:
     """Write a signed model package.
 
@@ -132,6 +133,7 @@ def export(
         training_python: interpreter with onnxruntime-training (onnxruntime_training_export.py).
         metrics: what was measured before the export.
         description: for operators.
+        expires: Unix seconds after which no device installs it; 0: never.
 
     Returns:
         The archive.
@@ -204,6 +206,7 @@ def export(
         {**(metrics or {}), **costs, **extra.errors},
         description,
         engines=extra.engines,
+        expires=expires,
     )
     return pack(manifest, members, key)
 

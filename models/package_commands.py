@@ -1,7 +1,8 @@
-"""`graftwork-models inspect` and `verify`: what a package says of itself, and whether it holds."""
+"""`graftwork-models inspect`, `verify`, `rollback`: what a package says, and the order to go back to it."""
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from models.errors import ModelError
-from protocol.package import MAX_PACKAGE_BYTES
+from protocol.package import MAX_PACKAGE_BYTES, unpack
+from protocol.rollback import Rollback, sign_rollback
 from protocol.signing import PublicKey
+from runtime import keys
+
+DAY = 86_400.0
 
 
 def add(commands: Any) -> None:
@@ -29,6 +34,14 @@ def add(commands: Any) -> None:
     command.add_argument("package", type=Path)
     command.add_argument("--publisher", required=True, metavar="HEX", help="who must have signed it")
     command.set_defaults(command=_verify)
+
+    command = commands.add_parser("rollback", help="sign the order to go back to an older package")
+    command.add_argument("package", type=Path, help="the older package")
+    command.add_argument("--from-version", type=int, required=True, help="the version that is left, at most")
+    command.add_argument("--key", type=Path, required=True, help="the publisher's key")
+    command.add_argument("--days", type=float, default=30.0, help="how long it is good (default: 30)")
+    command.add_argument("--output", type=Path, required=True, metavar="ORDER", help="file to write")
+    command.set_defaults(command=_rollback)
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -62,6 +75,20 @@ def _verify(options: argparse.Namespace) -> None:
     for engine, reason in check_engines(package).items():
         print(f"not run: the members for {engine} ({reason})")
     print(f"good: {manifest.name} version {manifest.version}, sha256 {package.sha256.hex()}")
+
+
+def _rollback(options: argparse.Namespace) -> None:
+    key = keys.read(options.key)
+    package = unpack(_read(options.package), key.public)
+    manifest, expires = package.manifest, time.time() + options.days * DAY
+    if options.from_version <= manifest.version:
+        raise ModelError(f"--from-version: expected more than {manifest.version}, the version gone back to")
+    order = Rollback(manifest.name, options.from_version, manifest.version, package.sha256, expires)
+    options.output.write_bytes(sign_rollback(order, key))
+    print(
+        f"wrote {options.output}: {order.name} may go back from version {order.from_version} to "
+        f"{order.to_version}; next: graftwork-server push {options.package} --rollback {options.output}"
+    )
 
 
 def _read(file: Path) -> bytes:

@@ -56,6 +56,7 @@ def describe(data: bytes, publisher: PublicKey | None) -> dict[str, Any]:
         "feature_size": manifest.feature_size,
         "backbone_sha256": manifest.backbone_sha256.hex(),
         "engines": manifest.engines,
+        "expires": manifest.expires or None,
         "members": {name: len(content) for name, content in sorted(package.members.items())},
         "parity": {**vars(manifest.parity)},
         "metrics": dict(sorted(manifest.metrics.items())),

@@ -1,29 +1,23 @@
 """graftwork-server: run the server, push packages, look at devices, rounds and releases."""
 
 import argparse
-import contextlib
-import hashlib
 import json
 import logging
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
-from protocol.errors import ProtocolError, SignatureError
-from protocol.package import ModelPackage, unpack
-from protocol.signing import PublicKey
+from protocol.errors import ProtocolError
 from runtime.command_line import make_parser
 from runtime.errors import SetupError
-from server import authority_commands, daemon, device_commands, root_commands
+from server import authority_commands, daemon, device_commands, release_commands, root_commands
 from server import replay as replaying
 from server.config import ServerConfig, load
 from server.database import reason
 from server.errors import ServerError
-from server.evaluation import first_default
 from server.relatedness import drawing
 from server.relatedness.from_journal import of_journal
 from server.relatedness.groups import suggest
@@ -60,9 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     root_commands.add_root_commands(
         add("root", root_commands.run_root, "make, sign and install roots of trust")
     )
-    push = add("push", _push, "check a model package and send it to the federation")
-    push.add_argument("package", type=Path, help="file that graftwork-models wrote")
-    push.add_argument("--publisher", help="public key (hexadecimal) that must have signed it")
+    release_commands.add_commands(add)
     devices = add("devices", device_commands.run, "list devices, let them in, and revoke them")
     rounds = add("rounds", _rounds, "list rounds, newest first")
     releases = add("releases", _releases, "list releases, newest first")
@@ -83,38 +75,6 @@ def _parser() -> argparse.ArgumentParser:
 def _run(_options: argparse.Namespace, config: ServerConfig) -> int:
     daemon.run(config)
     return 0
-
-
-def _push(options: argparse.Namespace, config: ServerConfig) -> int:
-    data = options.package.read_bytes()
-    keys = [options.publisher] if options.publisher else list(config.publishers)
-    if not keys:
-        print("note: no publisher is configured, so the package's own signature is not checked")
-        package = unpack(data, None)
-    else:
-        package = _unpack_signed(data, [PublicKey.from_hex(key) for key in keys])
-    name = f"{package.manifest.name} {package.manifest.version}"
-    with open_store(config) as store:
-        version = store.add_package(
-            data,
-            hashlib.sha256(data).digest(),
-            name,
-            package.adapter,
-            time.time(),
-            default=first_default(package.manifest.tasks),
-        )
-    print(
-        f"pushed {name} as version {version}: {len(data):,} bytes, "
-        f"{package.manifest.parameters:,} adapter parameters, sha256 {package.sha256.hex()}"
-    )
-    return 0
-
-
-def _unpack_signed(data: bytes, publishers: list[PublicKey]) -> ModelPackage:
-    for publisher in publishers[:-1]:
-        with contextlib.suppress(SignatureError):
-            return unpack(data, publisher)
-    return unpack(data, publishers[-1])
 
 
 def _rounds(options: argparse.Namespace, config: ServerConfig) -> int:

@@ -225,7 +225,8 @@ class Coordinator:
             terms: RoundTerms | None = counting.terms
         else:
             terms = terms_of(self._store, update.round, self._package_record.version)
-            if terms is None and withdrawals.of_withdrawn(self._store.round_record(update.round)):
+            record = self._store.round_record(update.round) if terms is None else None
+            if record and (withdrawals.of_withdrawn(record) or self._store.undone(record.base_release)):
                 return Rejected("late", f"the release that round {update.round} started from was withdrawn")
         decision = examine(
             update,
@@ -268,7 +269,10 @@ class Coordinator:
 
     def _look_for_package(self) -> None:
         newest = self._store.newest_package()
-        if newest and (self._package_record is None or newest.version > self._package_record.version):
+        behind = self._package_record is None or (newest and newest.version > self._package_record.version)
+        if newest and not behind and self._release:  # an operator may have gone back to a release
+            behind = self._store.newest_release_number() > self._release.number
+        if newest and behind:
             self._load()
             self._publish_package()
             self._publish_release()
@@ -388,7 +392,8 @@ class Coordinator:
         evidence = guard.judge(self._store.reports(newest.number), newest.number, self._config.withdrawal)
         if not evidence.withdraw:
             return False
-        if self._store.withdraw(evidence, withdrawals.replacement(newest, restored, self._now())):
+        release = withdrawals.replacement(newest, restored, self._now())
+        if self._store.withdraw(evidence.reason, asdict(evidence), release):
             log.warning(
                 "withdrew release=%d: %s; release=%d is release=%d again",
                 newest.number, evidence.reason, newest.number + 1, restored.number,
@@ -427,6 +432,7 @@ class Coordinator:
             self._config.staleness,
             self._config.withdrawal,
             self._config.schedule,
+            rollback=self._package_record.rollback or b"",
         )
         self._offers.offer_package(
             self._announcement.package, self._store.package_path(self._package_record.sha256)

@@ -152,7 +152,7 @@ def terms_of(store: Ledger, number: int, package_version: int, *, pruned: bool =
     base = store.release(record.base_release) if record else None
     if record is None or base is None or record.package_version != package_version:
         return None
-    if withdrawals.of_withdrawn(record):
+    if withdrawals.of_withdrawn(record) or (not pruned and store.undone(base.number)):
         return None  # what was learned from it undoes what was withdrawn, and would undo it a second time
     return _terms(record, base) if record.pruned_at is None or pruned else None
 

@@ -1,7 +1,7 @@
 """What the federation did: packages, rounds, the journal of updates, releases."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from protocol.signing import PublicKey
 from server import tables, withdrawals
 from server.database import Database, next_number
 from server.evaluation import TOGETHER
-from server.guard import Evidence
 from server.ledger_records import (
     JournalledUpdate,
     PackageRecord,
@@ -47,13 +46,15 @@ class Ledger:
         now: float,
         *,
         default: str = TOGETHER,
+        rollback: bytes | None = None,
     ) -> int:
         """Keep a package and its initial adapter as the newest release; returns the package's version.
 
         The package that runs already is left as it is: pushing twice does nothing.
 
         An open round of the package before ends without a release. `default` is what devices use of the
-        initial release unless their own held-out windows show otherwise.
+        initial release unless their own held-out windows show otherwise; `rollback` is the signed order to go
+        back to the package.
         """
         newest = self.newest_package()
         path = self.package_path(sha256)
@@ -75,7 +76,9 @@ class Ledger:
             version = next_number(connection, tables.packages.c.version, 1)
             number = next_number(connection, tables.releases.c.number, 0)
             connection.execute(
-                tables.packages.insert().values(version=version, sha256=sha256, name=name, pushed_at=now)
+                tables.packages.insert().values(
+                    version=version, sha256=sha256, name=name, pushed_at=now, rollback=rollback
+                )
             )
             release = ReleaseRecord(
                 number,
@@ -231,9 +234,18 @@ class Ledger:
             connection.execute(tables.releases.insert().values(release_row(release)))
         return True
 
-    def withdraw(self, evidence: Evidence, release: ReleaseRecord) -> bool:
+    def withdraw(self, reason: str, evidence: Mapping[str, Any], release: ReleaseRecord) -> bool:
         """Keep a release that withdraws the newest one; see withdrawals.py."""
-        return withdrawals.withdraw(self._database, evidence, release)
+        return withdrawals.withdraw(self._database, reason, evidence, release)
+
+    def undone(self, number: int) -> bool:
+        """Whether a release was withdrawn, or stood on one that was; see withdrawals.py."""
+        return withdrawals.undone(self._database, number)
+
+    def newest_release_number(self) -> int:
+        """Number of the release that the federation runs; -1: there is none."""
+        row = self._database.first(sql.select(sql.func.max(tables.releases.c.number).label("number")))
+        return -1 if row is None or row["number"] is None else int(row["number"])
 
     def withdrawals(self) -> list[dict[str, Any]]:
         """All withdrawals with their evidence, newest first."""

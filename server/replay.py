@@ -58,9 +58,8 @@ def replay(store: Ledger, number: int, federation: str) -> Replay:
     try:
         package = _package(store, stored.package_version)
         if stored.withdraws is not None:
-            return replay_withdrawal(
-                stored, store.release(stored.withdraws - 1), store.release(stored.withdraws)
-            )
+            restored = stored.withdraws - 1 if stored.restores is None else stored.restores
+            return replay_withdrawal(stored, store.release(restored), store.release(stored.withdraws))
         if stored.round is None:
             return replay_initial(stored, package)
         record, base = _origin(store, stored.round)

@@ -1,14 +1,12 @@
 """Withdrawals in the database: the release that takes the place of another, and the evidence for it."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sql
 
 from server import tables
 from server.database import Database
-from server.guard import Evidence
 from server.ledger_records import ReleaseRecord, RoundRecord, release_row
 
 LEAST_REST, LONGEST_REST = 60.0, 24 * 3600.0
@@ -68,7 +66,7 @@ def of_withdrawn(record: RoundRecord | None) -> bool:
     return record is not None and record.outcome == OUTCOME
 
 
-def withdraw(database: Database, evidence: Evidence, release: ReleaseRecord) -> bool:
+def withdraw(database: Database, reason: str, evidence: Mapping[str, Any], release: ReleaseRecord) -> bool:
     """Keep a release that withdraws the newest one, with the evidence; False: another one is the newest.
 
     A round that is open started from what is withdrawn: it ends without a release. Late updates that it
@@ -76,7 +74,8 @@ def withdraw(database: Database, evidence: Evidence, release: ReleaseRecord) -> 
 
     Args:
         database: the server's.
-        evidence: on the release that is withdrawn.
+        reason: in a sentence, for operators.
+        evidence: on the release that is withdrawn, as JSON has it.
         release: what takes its place.
     """
     rounds, updates, releases = tables.rounds, tables.updates, tables.releases
@@ -101,11 +100,22 @@ def withdraw(database: Database, evidence: Evidence, release: ReleaseRecord) -> 
                 release=release.withdraws,
                 replacement=release.number,
                 withdrawn_at=release.created_at,
-                reason=evidence.reason,
-                evidence=asdict(evidence),
+                reason=reason[:500],
+                evidence=dict(evidence),
             )
         )
     return True
+
+
+def undone(database: Database, number: int) -> bool:
+    """Whether a release was withdrawn, or lies between one that was and the one that was gone back to.
+
+    What devices learned from such a release mostly takes back what was withdrawn with it.
+    """
+    columns = tables.releases.c
+    restored = sql.func.coalesce(columns.restores, columns.withdraws - 1)
+    statement = sql.select(columns.number).where(restored < number, columns.withdraws >= number)
+    return database.first(statement) is not None
 
 
 def withdrawals(database: Database) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The operators' commands, run as they are typed: results on stdout, each mistake in one line."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -195,8 +196,8 @@ def test_withdrawn_releases_are_named_with_the_reason(operator: Operator) -> Non
     good, bad = store.release(1), store.release(2)
     assert good is not None
     assert bad is not None
-    assert store.withdraw(evidence, replacement(bad, good, 8.0))
-    assert not store.withdraw(evidence, replacement(bad, good, 9.0))  # it is not the newest any more
+    assert store.withdraw(evidence.reason, asdict(evidence), replacement(bad, good, 8.0))
+    assert not store.withdraw("again", {}, replacement(bad, good, 9.0))  # it is not the newest any more
     store.close()
     found = operator.table("releases")
     assert [(row["number"], row["withdraws"]) for row in found] == [(3, 2), (2, None), (1, None), (0, None)]
