@@ -150,9 +150,8 @@ class Authority:
     ) -> bytes:
         """Make the list of the devices' revoked certificates, as the broker reads it (PEM).
 
-        A running broker keeps every list that it ever read and goes by the one whose beginning is latest,
-        in whole seconds. So the list begins an hour ago, and after the previous one: there is room for
-        3,600 lists at once before one would begin in the future, and then refuse the whole fleet.
+        The list begins an hour ago, so that a broker whose clock lags does not refuse the whole fleet, and
+        after the previous one: software that knows both must go by the later (RFC 5280, section 5.2.3).
 
         Args:
             entries: (serial, revoked at in Unix seconds) of all revoked certificates that have not ended.
@@ -162,7 +161,7 @@ class Authority:
         start = int(now - CLOCK_LAG_SECONDS)
         if previous:
             before = int(x509.load_pem_x509_crl(previous).last_update_utc.timestamp())
-            # One that begins in the future does not count for the broker either: the clock was set back.
+            # A previous one that begins in the future counts for nobody: the clock was set back.
             start = before + 1 if start <= before < int(now) else start
         return certificates.revoke(self._signers["devices"], entries, moment(start))
 

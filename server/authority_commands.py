@@ -170,6 +170,7 @@ def _instructions(settings: BrokerSettings, data: Path, folder: Path, host: str)
             f"  chown -R mosquitto: {settings.directory}",
             "run" + (", as two processes" if len(programs) > 1 else "") + ":",
             *(f"  mosquitto -c {settings.directory / program}" for program in programs),
+            "restart what runs already: a reload (SIGHUP) reads no ports, and not the bridge's certificate",
             "",
             "server.toml:",
             "[broker]",

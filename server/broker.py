@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from server import whole_files
 from server.errors import ServerError
 
 MOSQUITTO_CONFIG = """\
@@ -196,7 +197,8 @@ class BrokerSupervisor:
         commands = []
         for written in self._configurations():
             config = self._directory / f"{written.name}.running"
-            config.write_text(written.read_text("utf-8") + user, "utf-8")
+            text = written.read_text("utf-8") + user
+            whole_files.write(config, text.encode(), whole_files.SECRET)  # as the one that is copied
             commands.append([binary, "-c", str(config)])
         return commands
 

@@ -59,8 +59,10 @@ def end_session(broker: BrokerConfig, client_id: str, *, timeout_seconds: float 
     if failure:
         raise ServerError(f"{where} cannot be ended: {failure}")
     client.loop_start()
+    why: object = "no answer"
     try:
-        answered.wait(timeout_seconds)
+        if answered.wait(timeout_seconds):
+            why = reasons[0] if reasons else "the broker closed the connection"
         if reasons and not reasons[0].is_failure:
             client.disconnect()
             left.wait(timeout_seconds)
@@ -68,7 +70,6 @@ def end_session(broker: BrokerConfig, client_id: str, *, timeout_seconds: float 
     finally:
         client.disconnect()
         client.loop_stop()
-    why = reasons[0] if reasons else "the broker closed the connection" if left.is_set() else "no answer"
     raise ServerError(f"{where} cannot be ended: {why}; see [broker] in server.toml and the broker's log")
 
 

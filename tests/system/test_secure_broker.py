@@ -1,6 +1,8 @@
 """Attacks on the broker that `broker-config` sets up. In each an honest client shows that the way is open."""
 
+import socket
 import ssl
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -461,7 +463,7 @@ def test_a_revoked_device_is_thrown_off_and_cannot_come_back(
 def test_two_devices_revoked_in_the_same_second_are_both_gone(
     broker: SecureBroker, stack: ExitStack, honest: Client, server: Client
 ) -> None:
-    """A running broker goes by the list that begins latest, and of two that begin alike by the first."""
+    """Each gets a list of its own, and the broker reads one after the other."""
     identities = [broker.device(f"lost-{number}") for number in range(4)]
     broker.revoke(identities)
     for number, identity in enumerate(identities):
@@ -534,3 +536,16 @@ def test_a_broker_that_is_not_there_or_not_to_be_trusted_is_told(broker: SecureB
         end_session(broker.services, "a/b")
     with pytest.raises(ServerError, match=r"cannot be ended: .*No such file"):
         end_session(BrokerConfig(port=broker.service_port, tls_ca="missing.crt"), "a")
+
+
+def test_a_broker_that_never_answers_holds_nobody_up(broker: SecureBroker) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        port = silent.getsockname()[1]
+        with pytest.raises(ServerError, match="cannot be ended: no answer"):
+            end_session(BrokerConfig(port=port), "a", timeout_seconds=0.2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # paho leaves a socket to the garbage collector
+            with pytest.raises(ServerError, match=r"cannot be ended: .*timed out"):
+                end_session(BrokerConfig(port=port, tls_ca=str(broker.trusted)), "a", timeout_seconds=0.2)
