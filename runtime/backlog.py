@@ -1,7 +1,7 @@
 """What waits within a link, and how much of it may: messages for the program, and messages for the broker.
 
-Both bounds are in bytes as well as in number, because a message may have megabytes and the other side sets the
-pace. A single message is never too large: there would be no way to get rid of it.
+Both bounds are in bytes as well as in number, because a message may have megabytes and the other side sets
+the pace. A single message is never too large: there would be no way to get rid of it.
 """
 
 import queue

@@ -333,7 +333,7 @@ class Link:
         try:
             self.events.put_nowait(event)
         except queue.Full:
-            # Not acknowledged, so the broker brings it again: with the next connection, not on this one, where
-            # it also takes one of RECEIVE_MAXIMUM places. So there is a new one once the queue is worked off.
+            # Not acknowledged, so the broker brings it again: with the next connection, and on this one
+            # it takes one of RECEIVE_MAXIMUM places. So there is a new one once the queue is worked off.
             self._dropped |= isinstance(event, Received) and event.qos > 0
             log.warning("the program is too slow: an event was dropped")

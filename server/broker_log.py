@@ -73,7 +73,10 @@ class Follower:
         return Place(self._inode, max(0, self._read - self._pending)) if self._inode else self._resume
 
     def read(self, limit: int = READ_BYTES) -> list[Incident]:
-        """What up to `limit` more bytes of the log say, in order; empty: nothing new, or no file. Never raises."""
+        """What up to `limit` more bytes of the log say, in order; without a file nothing. Never raises.
+
+        Where the file was replaced, up to `limit` bytes of each of the two are read.
+        """
         try:
             return self._follow(limit)
         except OSError as error:
@@ -175,8 +178,8 @@ class Follower:
             os.ftruncate(self._descriptor, 0)
         except OSError as error:
             self._complain(
-                f"the broker's log {self._path} is {size} bytes long and cannot be cut: {error.strerror}; "
-                "let the server write it, or rotate it"
+                f"the broker's log {self._path} is large and cannot be cut: {error.strerror}; let the server "
+                "write it, or rotate it"
             )
             return []
         self._read = 0  # the end of a line that was begun is still to come

@@ -1,14 +1,14 @@
 """What mosquitto's log says of attacks: a line to an incident.
 
 The lines are those of mosquitto 2.0.11 with `log_type all`; denied messages need `log_type debug`,
-subscriptions `log_type subscribe`, and refused connections `log_type error` and `notice`. mosquitto cuts a line
-after 999 bytes and breaks the connection of a client that sends control characters, so no client can
-write a line of its own. With `use_username_as_clientid true` (see deploy/mosquitto) the name in a line is that
-of the client's certificate. Without it a client chooses its name, and so whom it accuses. Incidents are for
-people to look at and for counting; nothing is decided by one.
+subscriptions `log_type subscribe`, and refused connections `log_type error` and `notice`. mosquitto cuts a
+line after 999 bytes and breaks the connection of a client that sends control characters, so no client can
+write a line of its own. With `use_username_as_clientid true` (see deploy/mosquitto) the name in a line is
+that of the client's certificate. Without it a client chooses its name, and so whom it accuses. Incidents are
+for people to look at and for counting; nothing is decided by one.
 
-Why a certificate was refused is not in the log: mosquitto writes OpenSSL's "certificate verify failed" for an
-expired, revoked or foreign one alike. Files are not handled here (see broker_log.py).
+Why a certificate was refused is not in the log: mosquitto writes OpenSSL's "certificate verify failed" for
+one that is expired, revoked, foreign or forged alike. Files are not handled here (see broker_log.py).
 """
 
 import re
@@ -31,7 +31,7 @@ LOG_LOST = "log_lost"
 KINDS = {
     DENIED: "a client published where the access rules let it not",
     CERTIFICATE_MISSING: "a client came without a certificate",
-    CERTIFICATE_REFUSED: "a client came with a certificate that is expired, revoked or of another authority",
+    CERTIFICATE_REFUSED: "a client came with a certificate that is expired, revoked, foreign or forged",
     HANDSHAKE: "a client came that does not speak TLS, or not as the broker does",
     NOT_AUTHORISED: "a client was refused: its name or its password is not allowed",
     TAKEN_OVER: "a second connection under one name; a device whose network broke does that, too",
@@ -49,8 +49,12 @@ _TIME = re.compile(r"(?:([0-9]{1,12}): |[0-9]{4}-[0-9][0-9]-[0-9][0-9]T[0-9][0-9
 _DENIED = re.compile(r"Denied PUBLISH from (?P<who>.*?) \(d[01], q[0-3], r[01], m[0-9]+, '(?P<what>.*)")
 _TOO_LARGE = re.compile(r"Dropped too large PUBLISH from (?P<who>.*?) \(d[01], q[0-3].*?, '(?P<what>.*)")
 _SUBSCRIBED = re.compile(r"(?P<who>\S+) [0-2] (?P<what>.+)")
-_OPENSSL = re.compile(r"OpenSSL Error\[0\]: error:[^:]*:[^:]*:[^:]*:(?P<what>.*)")
-_NO_TLS = re.compile(r"Client connection from (?P<where>\S+) failed: error:[^:]*:[^:]*:[^:]*:(?P<what>.*)")
+_OPENSSL = re.compile(r"OpenSSL Error\[[0-9]+\]: error:[^:]*:SSL routines:[^:]*:(?P<what>.*)")
+"""Of the errors of one failure, the one that says what failed; others, of other libraries, say why."""
+_NO_TLS = re.compile(
+    r"Client connection from (?P<where>\S+) failed: error:[^:]*:(?P<library>[^:]*):[^:]*:(?P<what>.*)"
+)
+"""Here the first error stands alone; of a certificate with a forged signature that is "EVP lib"."""
 _CLIENTS = (
     (re.compile(r"Client (?P<who>.*) already connected, closing old connection\."), TAKEN_OVER),
     (re.compile(r"Client (?P<who>.*) disconnected, not authorised\."), NOT_AUTHORISED),
@@ -58,6 +62,7 @@ _CLIENTS = (
     (re.compile(r"Client (?P<who>.*) disconnected due to oversize packet\."), OVERSIZED),
     (re.compile(r"Outgoing messages are being dropped for client (?P<who>.*)\."), DROPPED),
 )
+_VERIFY = "certificate verify failed"
 _BROKEN = "unexpected eof"
 """What OpenSSL says of every connection that ends without a goodbye."""
 
@@ -98,8 +103,7 @@ def may_subscribe(client: str, topic: str, federation: str) -> bool:
     root = f"{PREFIX}/{federation}"
     return (
         client == f"graftwork-server-{federation}"
-        or topic == f"{root}/srv/state"
-        or topic == f"{root}/enroll/{client}/response"
+        or topic in {f"{root}/srv/state", f"{root}/enroll/{client}/response"}
         or topic.startswith((f"{root}/all/", f"{root}/dn/{client}/"))
     )
 
@@ -109,7 +113,9 @@ def _read(text: str, federation: str) -> tuple[str, str, str] | None:
     if match := _OPENSSL.match(text):
         return _handshake(match["what"], "")
     if match := _NO_TLS.match(text):
-        return _handshake(match["what"].rstrip("."), f" from {match['where']}")
+        forged = match["library"] == "asn1 encoding routines"
+        reason = _VERIFY if forged else match["what"].rstrip(".")
+        return _handshake(reason, f" from {match['where']}")
     if match := _DENIED.match(text):
         return DENIED, match["who"], _topic(match["what"])
     if match := _TOO_LARGE.match(text):
@@ -126,7 +132,7 @@ def _read(text: str, federation: str) -> tuple[str, str, str] | None:
 def _handshake(reason: str, where: str) -> tuple[str, str, str] | None:
     if reason.startswith(_BROKEN):
         return None
-    if reason == "certificate verify failed":
+    if reason == _VERIFY:
         return CERTIFICATE_REFUSED, "", reason + where
     if reason == "peer did not return a certificate":
         return CERTIFICATE_MISSING, "", reason + where

@@ -1,4 +1,4 @@
-"""How much one device may send and pull, and when one that sends rubbish is quarantined: the `[limits]` table.
+"""How much one device may send and pull, and when one that sends rubbish is quarantined: table `[limits]`.
 
 Token buckets (a bucket of N refills at N per hour, so an hour's worth may come at once) and a sliding window.
 Nothing here knows messages; the caller says who sent how many bytes, and passes the clock, which may go back.
@@ -20,7 +20,7 @@ MESSAGES, BYTES, CHUNK_BYTES = "messages_per_minute", "bytes_per_hour", "chunk_b
 REASONS = (MESSAGES, BYTES, CHUNK_BYTES)
 """What `RateLimiter` answers: the setting that an operator would raise."""
 UNKNOWN = ""
-"""Stands for every name that is not registered. A hostile client of the broker invents as many as it likes."""
+"""Stands for every name that is not registered: a hostile client of the broker may invent any number."""
 
 MIB = 1024 * 1024
 SWEEP_SECONDS = 60.0
@@ -156,7 +156,7 @@ class RateLimiter:
         return buckets
 
     def _sweep(self, now: float) -> None:
-        """Forget buckets that are full again: a new one is no different."""
+        """Forget buckets that are full again: new ones are no different."""
         if 0 <= now - self._swept_at < SWEEP_SECONDS:
             return
         self._swept_at = now

@@ -1,8 +1,8 @@
 """What the server counts, for Prometheus: attacks, refusals, updates, rounds, devices, certificates, traffic.
 
-Every label value is from a closed set: what a peer sent never makes a new series. Each `Metrics` has a registry
-of its own. The HTTP endpoint is off unless a port is set; it answers everybody who reaches it, without TLS and
-without a password, so it belongs on loopback or on a network for operators.
+Every label value is from a closed set: what a peer sent never makes a new series. Each `Metrics` has a
+registry of its own. The HTTP endpoint is off unless a port is set; it answers everybody who reaches it,
+without TLS and without a password, so it belongs on loopback or on a network for operators.
 """
 
 import ipaddress

@@ -1,7 +1,7 @@
 """Why messages are refused, as a closed set of codes: for counting, and for what a device answers for.
 
-The text of an error says what was expected and what came, so it may hold what a peer sent: it belongs into the
-log and the list of refusals. A code never does, so a hostile device cannot make new ones.
+The text of an error says what was expected and what came, so it may hold what a peer sent: it belongs into
+the log and the list of refusals. A code never does, so a hostile device cannot make new ones.
 """
 
 import re
@@ -66,9 +66,9 @@ MISBEHAVIOUR = frozenset({ENCODING, FIELDS, BODY, CHUNK})
 """Codes of messages that no honest device signs, whatever the server or the network did in the meantime.
 
 All others are refusals that an honest message meets: when it is late, when the server was restored from a
-backup, or when the operator changed a limit. Who has recorded such a message could play it to the server again
-and again, so a device does not answer for it. Devices newer than the server may say what it does not know yet:
-upgrade the server first.
+backup, or when the operator changed a limit. Who has recorded such a message could play it to the server
+again and again, so a device does not answer for it. Devices newer than the server may say what it does not
+know yet: upgrade the server first.
 """
 
 _BODY = (
