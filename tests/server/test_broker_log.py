@@ -137,6 +137,18 @@ def test_rotation_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None
     assert (tmp_path / "mosquitto.log.1").stat().st_size > 0
 
 
+def test_what_an_old_log_says_counts_even_if_the_new_one_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "mosquitto.log"
+    append(path, 1)
+    with Follower(path, "plant") as follower:
+        assert numbers(follower.read()) == [1]
+        append(path, 2)
+        path.rename(tmp_path / "mosquitto.log.1")
+        path.symlink_to(tmp_path / "mosquitto.log.1")
+        assert numbers(follower.read()) == [2]
+        assert follower.read() == []
+
+
 def test_a_log_that_something_else_truncates_is_read_from_its_start(tmp_path: Path) -> None:
     path = tmp_path / "mosquitto.log"
     append(path, 1, 2)
