@@ -9,8 +9,6 @@ A request that was made is made once: it is repeated with the same bytes, so tha
 certificate for it, however often it is asked.
 """
 
-import contextlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from agent.config import CERTIFICATE_FILE, KEY_FILE
 from protocol.signing import PrivateKey
 from runtime.errors import SetupError
 from runtime.keys import load_or_make
+from runtime.whole_files import SECRET, write
 
 _NEXT_KEY, _NEXT_REQUEST = "next.key", "next.csr"
 
@@ -102,8 +101,8 @@ class Identity:
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
             )
             # The key first: a request whose key is lost would be answered with a certificate of no use.
-            self._write(_NEXT_KEY, pem)
-            self._write(_NEXT_REQUEST, request.public_bytes(serialization.Encoding.DER))
+            write(self._directory / _NEXT_KEY, pem, SECRET)
+            write(path, request.public_bytes(serialization.Encoding.DER), SECRET)
             return path.read_bytes()
         except OSError as error:
             raise SetupError(f"{path}: {error.strerror}") from error
@@ -125,7 +124,7 @@ class Identity:
         if found.public_key() != key.public_key():
             raise SetupError("the certificate that came is for another key than was asked for")
         try:
-            self._write(CERTIFICATE_FILE, pem + certificate)
+            write(self.certificate_file, pem + certificate, SECRET)
             for name in (_NEXT_REQUEST, _NEXT_KEY):
                 (self._directory / name).unlink(missing_ok=True)
         except OSError as error:
@@ -137,20 +136,3 @@ class Identity:
         if not self.certificate_file.exists():
             return False
         return self.certificate_file.read_bytes().startswith((self._directory / _NEXT_KEY).read_bytes())
-
-    def _write(self, name: str, content: bytes) -> None:
-        """Replace a file as a whole, mode 0600; a power cut leaves the old one or the new one."""
-        partial, path = self._directory / f".{name}.partial", self._directory / name
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        folder = os.open(self._directory, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

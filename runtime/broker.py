@@ -18,6 +18,7 @@ class BrokerConfig:
     tls_certificate: str = ""
     """File of the client's certificate, for mutual TLS."""
     tls_key: str = ""
+    """File of its private key; empty: the key is in the file of the certificate."""
     username: str = ""
     password_file: str = ""
     mqtt_version: str = "auto"
@@ -47,4 +48,4 @@ class BrokerConfig:
         if not 1 <= self.keepalive_seconds <= 3600:
             raise ValueError(f"keepalive_seconds: expected 1 to 3600, got {self.keepalive_seconds}")
         if self.tls_key and not self.tls_certificate:
-            raise ValueError("tls_key: expected tls_certificate beside it")
+            raise ValueError("tls_key: expected a tls_certificate with it")

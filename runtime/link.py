@@ -25,6 +25,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from runtime.backlog import BoundedQueue, Unacknowledged
 from runtime.backoff import Backoff
 from runtime.broker import BrokerConfig
 
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 SESSION_EXPIRY_SECONDS = 7 * 24 * 3600
 RECEIVE_MAXIMUM = 64
 EVENT_LIMIT = 4096
+EVENT_BYTES = 64 * 1024 * 1024
 CONNACK_SECONDS = 10
 STOP_SECONDS = 10.0
 LARGE_BYTES = 16 * 1024
@@ -68,6 +70,20 @@ class Received:
 Event = Connected | Disconnected | Received
 
 
+def _size(event: Event) -> int:
+    return len(event.topic) + len(event.payload) if isinstance(event, Received) else 0
+
+
+def _too_large(topic: str, size: int) -> str:
+    """Brokers close the connection on what is too large for them, and most give no reason."""
+    if size < LARGE_BYTES:
+        return ""
+    return (
+        f"; {size} bytes to {topic} were on their way: if this goes on, raise message_size_limit and "
+        "max_packet_size in the broker's configuration"
+    )
+
+
 class Link:
     """A connection that reconnects for ever, with jitter, until it is stopped."""
 
@@ -82,7 +98,7 @@ class Link:
             subscriptions: topics to listen to.
             persistent: whether the broker keeps session and queue while the link is down.
         """
-        self.events: queue.Queue[Event] = queue.Queue(EVENT_LIMIT)
+        self.events: queue.Queue[Event] = BoundedQueue(EVENT_LIMIT, EVENT_BYTES, _size)
         self.bytes_up = 0
         """Topics and payloads published so far."""
         self.bytes_down = 0
@@ -96,8 +112,10 @@ class Link:
         self._maximum_packet = 0
         self._connection = 0
         self._connected_at: float | None = None
-        self._sent: dict[int, tuple[str, int]] = {}
-        """Topic and bytes of what the broker has not acknowledged, by packet id."""
+        self._dropped = False
+        """Whether the broker has messages that this connection dropped, and would not deliver on it again."""
+        self._congested = False
+        """Whether the last message was not sent because the broker does not acknowledge."""
         self._why = ""
         self._stopping = threading.Event()
         self._ended = threading.Event()
@@ -122,7 +140,11 @@ class Link:
         self._thread.join(STOP_SECONDS)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> bool:
-        """Send at QoS 1. False: not connected, or too large for the broker; the caller's store keeps it."""
+        """Send at QoS 1.
+
+        False: not connected, too large for the broker, or too much waits for its acknowledgement already; the
+        caller's store keeps it.
+        """
         client = self._client
         if not client.is_connected():
             return False
@@ -133,9 +155,16 @@ class Link:
                 topic, size, self._maximum_packet,
             )  # fmt: skip
             return False
+        unacknowledged: Unacknowledged = client.user_data_get()
+        if not unacknowledged.has_room(len(payload), retain=retain):
+            level = logging.DEBUG if self._congested else logging.WARNING
+            log.log(level, "not sent to %s: the broker is too slow to acknowledge what is on its way", topic)
+            self._congested = True
+            return False
+        self._congested = False
         self.bytes_up += len(topic) + len(payload)
         sent = client.publish(topic, payload, qos=1, retain=retain)
-        self._sent[sent.mid] = topic, len(payload)
+        unacknowledged.sent(sent.mid, topic, len(payload))
         return sent.rc == paho.MQTT_ERR_SUCCESS
 
     def listen_again(self) -> None:
@@ -148,6 +177,10 @@ class Link:
         # Packet ids are reused: an acknowledgement of an earlier connection would hit another message.
         if message.qos and message.connection == self._connection:
             self._client.ack(message.packet_id, message.qos)
+        if self._dropped and self.events.empty():
+            self._dropped = False
+            log.info("connecting anew, so that the broker delivers again what was dropped")
+            self._client.disconnect()
 
     def _new_client(self) -> paho.Client:
         arguments: dict[str, Any] = (
@@ -156,6 +189,7 @@ class Link:
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
             self._client_id,
+            userdata=Unacknowledged(),
             protocol=self._version,
             manual_ack=True,
             reconnect_on_failure=False,
@@ -217,7 +251,7 @@ class Link:
         """Connect, and return when the connection is over."""
         client = self._client
         self._connected_at, self._why = None, "the broker closed the connection"
-        self._sent = {}
+        self._dropped = False
         try:
             client.connect(
                 self._config.host,
@@ -251,30 +285,30 @@ class Link:
         self._put(Connected("5" if self._version == paho.MQTTv5 else "3.1.1"))
 
     def _on_disconnect(
-        self, client: paho.Client, _userdata: Any, _flags: Any, reason: ReasonCode, _properties: Any
+        self,
+        client: paho.Client,
+        unacknowledged: Unacknowledged,
+        _flags: Any,
+        reason: ReasonCode,
+        _properties: Any,
     ) -> None:
         if client is not self._client:
             return
         if self._connected_at is not None:
-            self._why = f"{reason}{self._unacknowledged()}"
+            self._why = f"{reason}{_too_large(*unacknowledged.largest())}"
         self._ended.set()
 
     def _on_publish(
-        self, _client: paho.Client, _userdata: Any, packet_id: int, reason: ReasonCode, _properties: Any
+        self,
+        _client: paho.Client,
+        unacknowledged: Unacknowledged,
+        packet_id: int,
+        reason: ReasonCode,
+        _properties: Any,
     ) -> None:
-        topic, size = self._sent.pop(packet_id, ("a topic", 0))
+        topic, size = unacknowledged.acknowledged(packet_id)
         if reason.is_failure:
             log.error("the broker refuses %d bytes to %s: %s", size, topic, reason)
-
-    def _unacknowledged(self) -> str:
-        """Brokers close the connection on what is too large for them, and most give no reason."""
-        topic, size = max(self._sent.copy().values(), key=lambda sent: sent[1], default=("", 0))
-        if size < LARGE_BYTES:
-            return ""
-        return (
-            f"; {size} bytes to {topic} were on their way: if this goes on, raise message_size_limit and "
-            "max_packet_size in the broker's configuration"
-        )
 
     def _on_message(self, _client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
         try:
@@ -317,5 +351,7 @@ class Link:
         try:
             self.events.put_nowait(event)
         except queue.Full:
-            # Not acknowledged, so the broker or the sender's outbox brings it again.
+            # Not acknowledged, so the broker brings it again: with the next connection, and on this one
+            # it takes one of RECEIVE_MAXIMUM places. So there is a new one once the queue is worked off.
+            self._dropped |= isinstance(event, Received) and event.qos > 0
             log.warning("the program is too slow: an event was dropped")

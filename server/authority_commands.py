@@ -13,8 +13,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from runtime import whole_files
 from runtime.command_line import Add
-from server import authority, broker_config, broker_settings, credentials, whole_files
+from server import authority, broker_config, broker_settings, credentials
 from server.authority import KINDS, Authority
 from server.broker_settings import BrokerSettings
 from server.config import ServerConfig

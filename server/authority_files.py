@@ -9,7 +9,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from server import certificates, whole_files
+from runtime import whole_files
+from server import certificates
 from server.certificates import Signer, Validity
 from server.errors import ServerError
 

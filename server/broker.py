@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from server import whole_files
+from runtime import whole_files
 from server.errors import ServerError
 
 MOSQUITTO_CONFIG = """\

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from cryptography import x509
 
-from server import credentials, whole_files
+from runtime import whole_files
+from server import credentials
 from server.authority import Authority
 from server.broker_settings import (
     ENROLMENT,

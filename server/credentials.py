@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from server import whole_files
+from runtime import whole_files
 from server.authority import Authority
 from server.certificates import DAY_SECONDS, Credential, alternative_name
 from server.errors import ServerError

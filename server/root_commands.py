@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from protocol.errors import ProtocolError
 from protocol.signing import PrivateKey, PublicKey
 from protocol.trust import MAX_ROOT_BYTES, first_root
 from runtime import keys as key_files
+from runtime import whole_files
 from server.config import ServerConfig
 from server.errors import ServerError
 from server.keys import NEXT_SIGNING_FILE, SIGNING_FILE, replace_sealing_key
@@ -162,6 +162,4 @@ def _read(path: Path) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(data)
-    partial.replace(path)
+    whole_files.write(path, data, whole_files.PUBLIC)

@@ -35,7 +35,7 @@ def test_a_file_is_read_with_defaults(tmp_path: Path) -> None:
         (b'name = "a"\n[broker]\nport = 70000', "broker: port: expected 1 to 65535, got 70000"),
         (b'name = "a"\n[broker]\nmqtt_version = "4"', "broker: mqtt_version: expected one of auto, 5, 3.1.1"),
         (b'name = "a"\n[broker]\nkeepalive_seconds = 0', "broker: keepalive_seconds: expected 1 to 3600"),
-        (b'name = "a"\n[broker]\ntls_key = "k"', "broker: tls_key: expected tls_certificate beside it"),
+        (b'name = "a"\n[broker]\ntls_key = "k"', "broker: tls_key: expected a tls_certificate with it"),
     ],
 )
 def test_a_mistake_names_file_and_place(tmp_path: Path, content: bytes, message: str) -> None:

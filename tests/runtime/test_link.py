@@ -20,6 +20,7 @@ from runtime.broker import BrokerConfig
 from runtime.link import Connected, Disconnected, Link, Received
 from server.broker import BrokerSupervisor, find_mosquitto
 from server.errors import ServerError
+from tests import mutual_tls
 
 PATIENCE_SECONDS = 60
 """Longer than any machine needs; nothing here waits for it to pass."""
@@ -322,6 +323,50 @@ def test_a_full_queue_drops_events_and_not_the_link(broker: BrokerSupervisor) ->
         assert wait(reader, Received).payload == b"\x00"
         until(lambda: reader.publish("a/c", b""))
         assert wait(reader, Received).topic in {"a/b", "a/c"}
+
+
+def test_what_was_dropped_comes_again_once_the_program_has_caught_up(
+    broker: BrokerSupervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker delivers again on the next connection only: without one, the last of them would never come."""
+    monkeypatch.setattr("runtime.link.EVENT_BYTES", 10_000)
+    monkeypatch.setattr(Backoff, "delay", lambda *_: 0.0)
+    with linked(broker, "reader", "a/#") as reader, linked(broker, "writer") as writer:
+        settle(reader, "a/ready")
+        for index in range(20):
+            until(lambda: writer.publish("a/b", bytes([index]) * 4000))  # noqa: B023 - used at once
+        until(lambda: reader.bytes_down >= 20 * 4000)
+        arrived: set[int] = set()
+        while len(arrived) < 20:
+            message = wait(reader, Received)
+            arrived |= set(message.payload)
+            reader.acknowledge(message)
+        assert arrived == set(range(20))
+
+
+def test_mutual_tls_works_with_certificate_and_key_in_one_file_or_in_two(tmp_path: Path) -> None:
+    authority = mutual_tls.Authority(tmp_path / "authority")
+    both, alien = authority.issue("device"), mutual_tls.Authority(tmp_path / "foreign").issue("device")
+    text = both.read_text("ascii")
+    key, certificate = tmp_path / "device.key", tmp_path / "device.crt"
+    key.write_text(text[text.index("-----BEGIN PRIVATE KEY") :], "ascii")
+    certificate.write_text(text[: text.index("-----BEGIN PRIVATE KEY")], "ascii")
+    settings = mutual_tls.settings(authority)
+    with BrokerSupervisor(tmp_path / "broker", kind="mosquitto", settings=settings) as broker:
+        for files in ((both, None), (certificate, key), (alien, None)):
+            config = BrokerConfig(
+                port=broker.port,
+                tls_ca=str(authority.file),
+                tls_certificate=str(files[0]),
+                tls_key=str(files[1] or ""),
+            )
+            link = Link(config, "device", ["a/#"])
+            link.start()
+            try:
+                expected = Disconnected if files[0] == alien else Connected
+                assert isinstance(link.events.get(timeout=PATIENCE_SECONDS), expected)
+            finally:
+                link.stop()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("amqtt") is None, reason="amqtt is not installed")
