@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from protocol.charter import check_range
+from protocol.field_checks import check_range
 
 MESSAGES, BYTES, CHUNK_BYTES = "messages_per_minute", "bytes_per_hour", "chunk_bytes_per_hour"
 REASONS = (MESSAGES, BYTES, CHUNK_BYTES)

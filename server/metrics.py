@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-from protocol.charter import check_range
+from protocol.field_checks import check_range
 from protocol.messages import VERDICTS
 from server import incidents, limits, refusals
 from server.errors import ServerError

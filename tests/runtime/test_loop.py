@@ -54,6 +54,8 @@ class Recorder:
             self.stopping.set()
         return 0.0
 
+    finished = False
+
     def will(self) -> tuple[str, bytes]:
         return "will", b"gone"
 

@@ -116,9 +116,6 @@ def test_devices_come_and_go(operator: Operator) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("add", "pump-1"), "expected: devices add DEVICE PUBLIC_KEY"),
-        (("add",), "expected: devices add DEVICE PUBLIC_KEY"),
-        (("remove",), "expected: devices remove DEVICE"),
         (("add", "a/b", KEY), "expected 1 to 64 characters"),
         (("add", "pump-1", "00"), "expected an Ed25519 public key of 32 bytes, got 1"),
         (("add", "pump-1", "x" * 64), "expected 64 hexadecimal digits"),
@@ -129,6 +126,15 @@ def test_a_wrong_devices_command_says_what_was_expected(
     operator: Operator, arguments: tuple[str, ...], message: str
 ) -> None:
     assert message in operator.mistake("devices", *arguments)
+
+
+@pytest.mark.parametrize("arguments", [("add", "pump-1"), ("add",), ("remove",), ("dance",)])
+def test_a_devices_command_without_what_it_needs_shows_its_usage(
+    operator: Operator, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        operator("devices", *arguments)
+    assert "usage: graftwork-server devices" in capsys.readouterr().err
 
 
 def test_a_taken_name_is_refused(operator: Operator) -> None:
