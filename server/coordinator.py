@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from protocol import topics as topic_names
 from protocol.artifacts import describe
-from protocol.errors import ArtifactError, EncodingError, ProtocolError
+from protocol.errors import ArtifactError, EncodingError, LimitError, ProtocolError
 from protocol.identity import RenewalRequest
 from protocol.messages import Announcement, ChunkRequest, DeviceState, Receipt, Report, Update
 from protocol.package import Manifest, ModelPackage, unpack
@@ -24,19 +24,27 @@ from server.config import ServerConfig
 from server.domains import placement
 from server.enrolment import Enrolment, Issuer
 from server.errors import ServerError
+from server.housekeeping import Housekeeping
+from server.identities import ACTIVE
 from server.intake import Accepted, Lateness, Rejected, RoundTerms, examine
 from server.journal import sum_journal, terms_of
 from server.keys import ServerKeys
+from server.limits import UNKNOWN, RateLimiter
+from server.metrics import Metrics
 from server.offers import Offers
-from server.reception import Incoming, Reception
-from server.retention import PRUNE_SECONDS
+from server.reception import Incoming, Reception, RefusedMessage
 from server.revocation import Revocations
 from server.store import JournalledUpdate, PackageRecord, ReleaseRecord, RoundRecord, Store
+from server.watch import Watch
 
 if TYPE_CHECKING:
     from server.counting import Counting
 
 log = logging.getLogger(__name__)
+
+QUARANTINE = Rejected("refused", "the device is in quarantine until an operator reinstates it")
+OUTCOMES = {"issued": "granted", "pending": "waiting", "refused": "refused"}
+"""Of enrolments, by the answer's status."""
 
 
 class Coordinator:
@@ -52,6 +60,8 @@ class Coordinator:
         *,
         issuer: Issuer | None = None,
         revocations: Revocations | None = None,
+        metrics: Metrics | None = None,
+        traffic: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         """Go on from what the store holds.
 
@@ -63,8 +73,9 @@ class Coordinator:
             now: Unix seconds.
             issuer: the fleet's certificate authority, where there is one.
             revocations: brings them to the broker, where the server may.
+            metrics: what is counted; by default nobody sees them.
+            traffic: bytes (up, down) of the link so far.
         """
-        self._revocations = revocations
         self._config = config
         self._store = store
         self._keys = keys
@@ -74,11 +85,18 @@ class Coordinator:
         self._enrolment = Enrolment(
             store, issuer, keys.sealing, now, mode=config.enrolment, days=config.trust.certificate_days
         )
+        self._metrics = metrics or Metrics()
+        self._watch = Watch(store, config.limits, self._metrics, now)
+        self._limiter = RateLimiter(config.limits)
+        self._housekeeping = Housekeeping(
+            config, store, self._watch, self._metrics, now, revocations=revocations, traffic=traffic
+        )
         self._reception = Reception(
             store,
             self._topics,
             keys.sealing,
             now,
+            limiter=self._limiter,
             maximum_update_bytes=config.maximum_update_bytes,
             open_enrolment=config.enrolment == "open",
         )
@@ -93,7 +111,6 @@ class Coordinator:
         self._unjudged = True
         """Whether reports on the newest release came that the guard has not seen."""
         self._waiting = {row["id"] for row in store.devices() if row["waits"]}
-        self._pruned_at = 0.0
         self._load()
 
     finished = False
@@ -122,19 +139,33 @@ class Coordinator:
     def handle(self, topic: str, payload: bytes) -> None:
         """Take one message; what is wrong with it is noted and harms nothing else."""
         device = "?"
+        nonce = self._topics.parse_enrolment(topic)
         try:
-            nonce = self._topics.parse_enrolment(topic)
             if nonce is not None:
-                device, answer = self._enrolment.enrol(topic, payload)
-                self._broadcast.to_newcomer(nonce, answer)
+                self._newcomer(nonce, topic, payload)
                 return
-            device, _ = self._topics.parse_up(topic)
             incoming = self._reception.receive(topic, payload)
             if incoming:
+                device = incoming.device
                 self._take(incoming)
+        except RefusedMessage as refused:
+            if isinstance(refused.error, LimitError):
+                self._watch.limited(refused.device, str(refused.error))
+            else:
+                self._watch.refused(refused.device, refused.error, signed=refused.signed)
         except ProtocolError as error:
-            log.warning("refused a message from device=%s: %s", device, error)
-            self._store.add_refusal(device, str(error), self._now())
+            self._watch.refused(device, error, signed=nonce is None)
+
+    def _newcomer(self, nonce: str, topic: str, payload: bytes) -> None:
+        exceeded = self._limiter.take(UNKNOWN, len(topic) + len(payload), self._now())
+        if exceeded:
+            self._watch.limited("?", exceeded)
+            return
+        device, answer = self._enrolment.enrol(topic, payload)
+        self._metrics.enrolment(OUTCOMES[answer.status])
+        if answer.status == "refused":
+            self._watch.refused(device, answer.reason, signed=False)
+        self._broadcast.to_newcomer(nonce, answer)
 
     def _take(self, incoming: Incoming) -> None:
         message, device = incoming.message, incoming.device
@@ -144,21 +175,22 @@ class Coordinator:
             self._update(incoming, message)
         elif isinstance(message, ChunkRequest):
             self._chunks(device, message)
-        elif isinstance(message, Report):
+        elif isinstance(message, Report) and not incoming.quarantined:
             self._report(device, message)
         elif isinstance(message, RenewalRequest):
-            self._broadcast.to_device(device, "certificate", self._enrolment.renew(device, message))
+            answer = self._enrolment.renew(device, message)
+            if answer.status == "issued":
+                self._metrics.certificate("renewed")
+            self._broadcast.to_device(device, "certificate", answer)
 
     def tick(self) -> None:
         """Look for a new package, and let the round machine see the time."""
-        if self._revocations:
-            self._revocations.tick()
+        self._housekeeping.tick()
         self._look_for_package()
         if self._broadcast.stale:
             self._publish_all()
         if self._package is None:
             return
-        self._prune()
         if self._unjudged:
             self._judge_once_all_reported()
         nobody: frozenset[str] = frozenset()
@@ -169,7 +201,7 @@ class Coordinator:
             self._now(),
             ready,
             expected,
-            excused=frozenset(self._waiting),
+            excused=frozenset(self._waiting) | self._store.barred(),
             reachable_since=self._reachable_since,
         )
         self._perform(actions)
@@ -195,11 +227,11 @@ class Coordinator:
             self._receipt(device, Receipt(sha256, update.round, "duplicate"))
             return
         self._look_for_package()  # a push ends the open round at once
-        decision = self._examine(device, update)
+        decision = QUARANTINE if incoming.quarantined else self._examine(device, update)
         if isinstance(decision, Rejected):
             log.warning("device=%s round=%d %s: %s", device, update.round, decision.verdict, decision.reason)
             if decision.verdict == "refused":
-                self._store.add_refusal(device, decision.reason, self._now())
+                self._watch.refused(device, decision.reason, signed=True)
             self._receipt(device, Receipt(sha256, update.round, decision.verdict, decision.reason))
             return
         kept = self._store.journal_update(
@@ -260,6 +292,10 @@ class Coordinator:
     def _chunks(self, device: str, request: ChunkRequest) -> None:
         try:
             for chunk in self._offers.chunks(request):
+                exceeded = self._limiter.take_chunks(device, len(chunk.data), self._now())
+                if exceeded:
+                    self._watch.limited(device, exceeded)
+                    return
                 self._broadcast.to_device(device, "chunk", chunk)
         except ArtifactError:
             log.exception("the announced package cannot be read; push it again")
@@ -281,7 +317,7 @@ class Coordinator:
         """(devices that could take part now, others worth waiting for)."""
         ready, expected = set(), set()
         for device in self._store.devices():
-            if device["waits"]:
+            if device["waits"] or device["status"] != ACTIVE:
                 continue
             if device["online"] and device["release"] == self._newest().number and device["labelled_windows"]:
                 ready.add(device["id"])
@@ -291,23 +327,18 @@ class Coordinator:
                 expected.add(device["id"])
         return frozenset(ready), frozenset(expected)
 
-    def _prune(self) -> None:
-        now = self._now()
-        if not self._pruned_at or now >= self._pruned_at + PRUNE_SECONDS:
-            self._pruned_at = now
-            forgotten = self._store.prune(self._config.retention, self._config.staleness.maximum, now)
-            if forgotten:
-                log.info(
-                    "forgot what is old: %d updates, %d releases, %d reports",
-                    forgotten.updates, forgotten.releases, forgotten.reports,
-                )  # fmt: skip
+    def close(self) -> None:
+        """Let go of files."""
+        self._housekeeping.close()
 
     def _perform(self, actions: list[rounds.Action]) -> None:
         for action in actions:
             if isinstance(action, rounds.OpenRound):
+                self._metrics.round("opened")
                 self._open_round(action)
             elif isinstance(action, rounds.ExtendRound):
                 log.warning("round=%d has no quorum at its deadline; it goes on", action.number)
+                self._metrics.round("extended")
                 self._store.extend_round(action.number, action.deadline)
                 self._publish_round()
             else:
@@ -352,6 +383,8 @@ class Coordinator:
             self._look_for_package()
             return
         self._release, self._counting = release, None
+        self._metrics.round("closed")
+        self._metrics.release("made", release.number)
         log.info(
             "closed round=%d release=%d updates=%d domains=%d sha256=%s",
             number, release.number, release.updates, release.domains, release.sha256.hex()[:16],
@@ -398,6 +431,7 @@ class Coordinator:
                 "withdrew release=%d: %s; release=%d is release=%d again",
                 newest.number, evidence.reason, newest.number + 1, restored.number,
             )  # fmt: skip
+            self._metrics.release("withdrawn", newest.number + 1)
         self._load()  # also where a new package came in between
         self._publish_package()
         self._publish_release()
@@ -482,6 +516,7 @@ class Coordinator:
             self._broadcast.round(self._counting.terms, self._package.sha256, self._state.deadline)
 
     def _receipt(self, device: str, receipt: Receipt) -> None:
+        self._metrics.update(receipt.verdict)
         self._broadcast.to_device(device, "receipt", receipt)
 
 

@@ -87,13 +87,19 @@ class Identities:
                 )
         return bool(changed)
 
-    def sessions_to_end(self) -> list[str]:
-        """Revoked devices whose session at the broker was not ended yet."""
+    def sessions_to_end(self) -> dict[str, float]:
+        """Revoked devices whose session at the broker was not ended yet, and since when they are revoked."""
         devices = tables.devices.c
-        statement = sql.select(devices.id).where(
+        statement = sql.select(devices.id, devices.status_at).where(
             devices.status == REVOKED, devices.session_ended_at.is_(None)
         )
-        return [row["id"] for row in self._database.all(statement)]
+        return {row["id"]: row["status_at"] or 0.0 for row in self._database.all(statement)}
+
+    def barred(self) -> frozenset[str]:
+        """Devices that are quarantined or revoked."""
+        devices = tables.devices.c
+        rows = self._database.all(sql.select(devices.id).where(devices.status != ACTIVE))
+        return frozenset(row["id"] for row in rows)
 
     def note_session_ended(self, device: str, now: float) -> None:
         """Note that the broker ended a revoked device's session."""

@@ -44,6 +44,7 @@ class Revocations:
         *,
         directory: Path,
         reload_command: Sequence[str] = (),
+        ended: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         """Take what is needed.
 
@@ -53,6 +54,7 @@ class Revocations:
             broker: the listener for services.
             now: Unix seconds.
             directory: what `broker-config` wrote.
+            ended: takes the seconds from a revocation to the end of the session.
             reload_command: makes the broker read the list; empty: SIGHUP to the process in its pid file.
         """
         self._store = store
@@ -61,6 +63,7 @@ class Revocations:
         self._now = now
         self._directory = directory
         self._reload_command = tuple(reload_command)
+        self._ended = ended
         self._listed: set[str] = set()
         self._due = -math.inf
 
@@ -75,8 +78,9 @@ class Revocations:
                 self._listed |= set(waiting)
                 self._due = self._now() + SETTLE_SECONDS
                 return
-            for device in waiting:
+            for device, since in waiting.items():
                 end_session(self._broker, device)
+                self._ended(self._now() - since)
                 self._store.note_session_ended(device, self._now())
                 self._listed.discard(device)
                 log.warning("device=%s is revoked; its session was ended", device)
@@ -116,7 +120,12 @@ class Revocations:
                 ) from error
 
 
-def open_revocations(config: ServerConfig, store: Store, now: Callable[[], float]) -> Revocations | None:
+def open_revocations(
+    config: ServerConfig,
+    store: Store,
+    now: Callable[[], float],
+    ended: Callable[[float], None] = lambda _seconds: None,
+) -> Revocations | None:
     """Revocation as the server is configured for it; None: no authority, or no directory of the broker.
 
     Raises:
@@ -132,6 +141,7 @@ def open_revocations(config: ServerConfig, store: Store, now: Callable[[], float
         now,
         directory=Path(policy.broker_directory),
         reload_command=policy.reload_command,
+        ended=ended,
     )
 
 
