@@ -1,4 +1,4 @@
-"""What the server does beside rounds, from time to time: forget, bring revocations to the broker, look around."""
+"""What the server does beside rounds from time to time: forget, revoke at the broker, read its logs."""
 
 import json
 import logging

@@ -100,7 +100,7 @@ class Reception:
                 return None
             identity = self._identify(device, kind, payload, topic)
             limit = self._maximum_update_bytes if kind == "update" else LIMITS[_KINDS[kind]]
-            number, envelope = self._open(kind, payload, topic, limit)
+            number, envelope = self._unsealed(kind, payload, topic, limit)
         except ProtocolError as error:
             raise RefusedMessage(device, error, signed=False) from error
         try:
@@ -112,7 +112,7 @@ class Reception:
             raise RefusedMessage(device, error, signed=signed) from error
         return Incoming(device, identity.key, message, envelope, identity.status == QUARANTINED)
 
-    def _open(self, kind: str, payload: bytes, topic: str, limit: int) -> tuple[int | None, bytes]:
+    def _unsealed(self, kind: str, payload: bytes, topic: str, limit: int) -> tuple[int | None, bytes]:
         """(number that it was sealed for, envelope); what is not to be sealed is the envelope already."""
         if kind not in SEALED:
             return None, payload

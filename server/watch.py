@@ -1,4 +1,4 @@
-"""What becomes of messages that are refused: counted, listed for operators, and held against who signed them."""
+"""What becomes of refused messages: counted, listed for operators, and held against who signed them."""
 
 import logging
 from collections.abc import Callable
