@@ -20,6 +20,7 @@ from server.authority import KINDS, Authority
 from server.broker_settings import BrokerSettings
 from server.config import ServerConfig
 from server.errors import ServerError
+from server.table import open_store
 
 CLIENT = "broker-client"
 """Files of the server's own client certificate, in its data directory."""
@@ -141,12 +142,15 @@ def _row(kind: str, certificate: x509.Certificate) -> dict[str, Any]:
 def _broker_config(options: argparse.Namespace, config: ServerConfig) -> int:
     data, now = Path(config.data_directory), time.time()
     ca = Authority.open(data / authority.DIRECTORY)
+    with open_store(config) as store:
+        revoked = store.revoked_serials(now)
     settings = broker_config.write(
         options.directory,
         config.federation,
         ca,
         hosts=options.host,
         now=now,
+        revocations=ca.revocation_list(revoked, now),
         port=options.port,
         enrolment_port=options.enrolment_port,
         service_port=options.service_port,
@@ -181,10 +185,22 @@ def _instructions(settings: BrokerSettings, data: Path, folder: Path, host: str)
             f"tls_certificate = {json.dumps(f'{here}/{CLIENT}.crt')}",
             f"tls_key = {json.dumps(f'{here}/{CLIENT}.key')}",
             "",
+            "[trust]",
+            f"broker_directory = {json.dumps(os.path.relpath(settings.directory, folder.resolve()))}",
+            "",
             f"agent.toml, with a copy of {trusted} beside it:",
             "[broker]",
             f"host = {json.dumps(host)}",
             f"port = {settings.port}",
             f"tls_ca = {json.dumps(trusted.name)}",
+            *_enrolment(settings),
         )
     )
+
+
+def _enrolment(settings: BrokerSettings) -> list[str]:
+    """How agents enrol, where they may."""
+    if not settings.enrolment_port:
+        return []
+    claim = ['claim_certificate = "claim.crt"', 'claim_key = "claim.key"'] * settings.require_claim
+    return ["", "[enrolment]", f"port = {settings.enrolment_port}", 'token_file = "token"', *claim]
