@@ -171,8 +171,9 @@ def _instructions(settings: BrokerSettings, data: Path, folder: Path, host: str)
     programs = [broker_settings.BROKER] + [broker_settings.ENROLMENT] * bool(settings.enrolment_port)
     return "\n".join(
         (
-            f"wrote {settings.directory}; it must belong to the user that runs mosquitto:",
-            f"  chown -R mosquitto: {settings.directory}",
+            f"wrote {settings.directory}; it must belong to the user that runs mosquitto: best that of the server,",
+            "which can then revoke certificates and read the brokers' logs (units: deploy/systemd):",
+            f"  chown -R graftwork: {settings.directory}",
             "run" + (", as two processes" if len(programs) > 1 else "") + ":",
             *(f"  mosquitto -c {settings.directory / program}" for program in programs),
             "restart what runs already: a reload (SIGHUP) reads no ports, and not the bridge's certificate",
