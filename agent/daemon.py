@@ -28,7 +28,7 @@ def run(config: AgentConfig) -> None:
     _yield_to_others(config.limits.nice)
     # Importing touched far more of the libraries than running will.
     memory.release_start_up()
-    store = Store(Path(config.state_directory) / STORE_FILE)
+    store = _open_store(config)
     stopping = stop_on_signals()
     try:
         identity, keyring = _who(config, store)
@@ -40,12 +40,18 @@ def run(config: AgentConfig) -> None:
 
 def enrol(config: AgentConfig) -> bool:
     """Get a certificate if there is none, until SIGINT or SIGTERM; whether there is one now."""
-    store = Store(Path(config.state_directory) / STORE_FILE)
+    store = _open_store(config)
     try:
         identity, keyring = _who(config, store)
         return _enrolled(config, identity, keyring, stop_on_signals())
     finally:
         store.close()
+
+
+def _open_store(config: AgentConfig) -> Store:
+    directory = Path(config.state_directory)
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return Store(directory / STORE_FILE)
 
 
 def _who(config: AgentConfig, store: Store) -> tuple[Identity, Keyring]:

@@ -171,8 +171,8 @@ def _instructions(settings: BrokerSettings, data: Path, folder: Path, host: str)
     programs = [broker_settings.BROKER] + [broker_settings.ENROLMENT] * bool(settings.enrolment_port)
     return "\n".join(
         (
-            f"wrote {settings.directory}; it must belong to the user that runs mosquitto: best that of the server,",
-            "which can then revoke certificates and read the brokers' logs (units: deploy/systemd):",
+            f"wrote {settings.directory}; it must belong to the user that runs mosquitto. Best it is",
+            "that of the server, which can then revoke and read the brokers' logs (units: deploy/systemd):",
             f"  chown -R graftwork: {settings.directory}",
             "run" + (", as two processes" if len(programs) > 1 else "") + ":",
             *(f"  mosquitto -c {settings.directory / program}" for program in programs),

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from protocol.errors import ProtocolError
 from server import refusals
-from server.identities import QUARANTINED
-from server.incidents import Incident
+from server.identities import QUARANTINED, REVOKED
+from server.incidents import TAKEN_OVER, Incident
 from server.limits import LimitsPolicy, Misbehaviour
 from server.metrics import Metrics
 from server.store import Store
@@ -55,6 +55,12 @@ class Watch:
     def incident(self, incident: Incident) -> None:
         """The broker's log shows what no honest client does."""
         device = incident.device or "?"
+        if incident.kind == TAKEN_OVER and self._is_revoked(incident.device):
+            return  # by the server itself, to end it
         log.warning("at the broker: device=%s %s: %s", device, incident.kind, incident.detail)
         self._metrics.attack(incident.kind)
         self._store.add_refusal(device, f"at the broker: {incident.kind}: {incident.detail}", self._now())
+
+    def _is_revoked(self, device: str) -> bool:
+        identity = self._store.identity(device)
+        return identity is not None and identity.status == REVOKED
