@@ -44,7 +44,10 @@ def _parser() -> argparse.ArgumentParser:
     status = add("status", _status, "show what the device holds: package, release, gate, outbox")
     status.add_argument("--json", action="store_true", help="print JSON")
     add("check-config", _check_config, "check configuration, keys, source folder and recordings")
-    add("enrol", _enrol, "get a certificate, where there is none that is good; `run` does so, too")
+    enrol = add("enrol", _enrol, "get a certificate, where there is none that is good; `run` does so, too")
+    enrol.add_argument(
+        "--new-keys", action="store_true", help="make new keys first; the server needs a token with --replace"
+    )
     add("key", _key, "print the device's public key, made on first use, for `graftwork-server devices add`")
     return parser
 
@@ -57,11 +60,13 @@ def _run(_options: argparse.Namespace, config: AgentConfig) -> int:
     return 0
 
 
-def _enrol(_options: argparse.Namespace, config: AgentConfig) -> int:
+def _enrol(options: argparse.Namespace, config: AgentConfig) -> int:
     if not config.enrolment.port:
         raise AgentError("expected a table [enrolment] with the port of the broker's listener for newcomers")
     from agent import daemon  # noqa: PLC0415
 
+    if options.new_keys:
+        Identity(Path(config.identity_directory), config.device).forget()
     if not daemon.enrol(config):
         return 1
     print(f"certificate    {_certificate(config)}")

@@ -110,6 +110,17 @@ class Identities:
                 .values(session_ended_at=now, online=False)
             )
 
+    def revocations(self) -> tuple[int, float]:
+        """(how many certificates are revoked, when the last one was): changes with each revocation."""
+        columns = tables.certificates.c
+        row = self._database.first(
+            sql.select(
+                sql.func.count(columns.revoked_at).label("count"),
+                sql.func.max(columns.revoked_at).label("last"),
+            )
+        )
+        return (row["count"], row["last"] or 0.0) if row else (0, 0.0)
+
     def revoked_serials(self, now: float) -> list[tuple[int, float]]:
         """(serial, when it was revoked) of every certificate that would otherwise still be good."""
         columns = tables.certificates.c

@@ -64,29 +64,34 @@ class Revocations:
         self._directory = directory
         self._reload_command = tuple(reload_command)
         self._ended = ended
-        self._listed: set[str] = set()
+        self._listed: tuple[int, float] | None = None
+        """What the broker's list was made of."""
         self._due = -math.inf
+        self._complaint = ""
 
     def tick(self) -> None:
         """Do what can be done now; what fails is tried again."""
-        waiting = self._store.sessions_to_end()
-        if not waiting or self._now() < self._due:
+        if self._now() < self._due:
             return
         try:
-            if set(waiting) - self._listed:
+            revocations = self._store.revocations()
+            if revocations != self._listed:
                 self.publish()
-                self._listed |= set(waiting)
+                self._listed = revocations
                 self._due = self._now() + SETTLE_SECONDS
                 return
-            for device, since in waiting.items():
+            for device, since in self._store.sessions_to_end().items():
                 end_session(self._broker, device)
                 self._ended(self._now() - since)
                 self._store.note_session_ended(device, self._now())
-                self._listed.discard(device)
                 log.warning("device=%s is revoked; its session was ended", device)
         except ServerError as error:
-            log.error("a revoked device's session stands: %s", error)
+            level = logging.DEBUG if str(error) == self._complaint else logging.ERROR
+            log.log(level, "revocations do not reach the broker, which is tried again: %s", error)
+            self._complaint = str(error)
             self._due = self._now() + RETRY_SECONDS
+        else:
+            self._complaint = ""
 
     def publish(self) -> None:
         """Write the list and make the broker read it.
