@@ -113,12 +113,10 @@ class Identities:
     def revocations(self) -> tuple[int, float]:
         """(how many certificates are revoked, when the last one was): changes with each revocation."""
         columns = tables.certificates.c
-        row = self._database.first(
-            sql.select(
-                sql.func.count(columns.revoked_at).label("count"),
-                sql.func.max(columns.revoked_at).label("last"),
-            )
+        statement: sql.Select[Any] = sql.select(
+            sql.func.count(columns.revoked_at).label("count"), sql.func.max(columns.revoked_at).label("last")
         )
+        row = self._database.first(statement)
         return (row["count"], row["last"] or 0.0) if row else (0, 0.0)
 
     def revoked_serials(self, now: float) -> list[tuple[int, float]]:
