@@ -113,7 +113,7 @@ class Identities:
     def revocations(self) -> tuple[int, float]:
         """(how many certificates are revoked, when the last one was): changes with each revocation."""
         columns = tables.certificates.c
-        statement: sql.Select[Any] = sql.select(
+        statement: Any = sql.select(
             sql.func.count(columns.revoked_at).label("count"), sql.func.max(columns.revoked_at).label("last")
         )
         row = self._database.first(statement)
