@@ -14,7 +14,7 @@ from agent.identity import Identity
 from agent.keyring import Keyring
 from agent.store import Store
 from protocol.topics import Topics
-from runtime import memory
+from runtime import memory, notify
 from runtime.link import Link
 from runtime.loop import serve, stop_on_signals
 
@@ -123,6 +123,7 @@ def _take_part(
         "device=%s federation=%s broker=%s:%d",
         config.device, config.federation, config.broker.host, config.broker.port,
     )  # fmt: skip
+    notify.ready()  # a service manager need not wait for the broker: training goes on without it
     serve(agent, link, stopping, tick_seconds=TICK_SECONDS)
 
 

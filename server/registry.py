@@ -75,6 +75,8 @@ class Registry:
                     release=state.release,
                     labelled_windows=state.labelled_windows,
                     waits=_text(state.waits),
+                    firmware=_text(state.firmware),
+                    firmware_update=_text(state.firmware_update),
                 )
             )
 
