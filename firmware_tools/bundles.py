@@ -1,6 +1,7 @@
 """Update bundles: RAUC's verity format, signed for code; and looking at every byte of one.
 
-`rauc info` checks the signature of the manifest and never reads the payload, so a bundle is verified by extracting it.
+`rauc info` checks the signature of the manifest and never reads the payload, so a bundle is verified by
+extracting it.
 """
 
 import os
@@ -82,7 +83,9 @@ def _rauc(command: list[str], environment: dict[str, str] | None = None) -> str:
     if shutil.which("rauc") is None:
         raise FirmwareError("rauc is not installed; on Debian: apt install rauc")
     with tempfile.NamedTemporaryFile("w", suffix=".conf") as configuration:
-        configuration.write("[system]\ncompatible=any\nbootloader=noop\n\n[keyring]\ncheck-purpose=codesign\n")
+        configuration.write(
+            "[system]\ncompatible=any\nbootloader=noop\n\n[keyring]\ncheck-purpose=codesign\n"
+        )
         configuration.flush()
         result = subprocess.run(  # noqa: S603 - fixed commands
             [command[0], f"--conf={configuration.name}", *command[1:]],

@@ -1,7 +1,8 @@
-"""A virtual machine that boots an image: QEMU without KVM, one CPU, no network but what is named; driven over serial.
+"""A virtual machine that boots an image: QEMU without KVM, one CPU, driven over its serial line.
 
-/dev/kvm can be there and still run no guest, so nothing is taken from it. The console of a test image logs in by itself
-(`build --test-console`); what is typed there is answered with the status of each command.
+/dev/kvm can be there and still run no guest, so nothing is taken from it. The guest reaches the ports that
+are named, and nothing else. The console of a test image logs in by itself (`build --test-console`); what is
+typed there is answered with the status of each command.
 """
 
 import re
@@ -102,12 +103,16 @@ class Machine:
                 return match
             if time.monotonic() > deadline or not self._read():
                 last = "\n".join(self._seen.splitlines()[-15:])
-                raise FirmwareError(f"waited {seconds:g} s for {pattern!r} on the serial line; it ended with:\n{last}")
+                raise FirmwareError(
+                    f"waited {seconds:g} s for {pattern!r} on the serial line; it ended with:\n{last}"
+                )
 
     def log_in(self, seconds: float = 300.0) -> None:
         """Wait for the shell of a test image."""
         self.expect(r"root@graftwork:[^#]*# ", seconds)
-        self.command("stty -echo cols 400; dmesg -n 1; systemctl is-system-running --wait > /dev/null", seconds)
+        self.command(
+            "stty -echo cols 400; dmesg -n 1; systemctl is-system-running --wait > /dev/null", seconds
+        )
 
     def command(self, line: str, seconds: float = 240.0) -> Answer:
         """Run a command in the guest's shell.
@@ -199,8 +204,8 @@ class Machine:
             )
         ]  # fmt: skip
         return [
-            "qemu-system-x86_64", "-M", "q35", "-cpu", "max", "-accel", "tcg", "-smp", "1", "-m", str(MEMORY_MIB),
-            "-display", "none", "-monitor", "none", "-nodefaults", "-serial", f"unix:{serial}",
+            "qemu-system-x86_64", "-M", "q35", "-cpu", "max", "-accel", "tcg", "-smp", "1",
+            "-m", str(MEMORY_MIB), "-display", "none", "-monitor", "none", "-nodefaults", "-serial", f"unix:{serial}",
             "-netdev", f"user,id=n0,restrict=on{forwards}", "-device", "virtio-net-pci,netdev=n0,romfile=",
             "-object", "rng-random,filename=/dev/urandom,id=r0", "-device", "virtio-rng-pci,rng=r0",
             "-device", "i6300esb", "-action", "watchdog=reset",

@@ -1,8 +1,8 @@
 """Keys that bundles are signed with: a root kept offline, and a signer for code under it (ECDSA P-256).
 
-Ed25519 cannot sign RAUC's bundles: OpenSSL's CMS does not take it. The signer's certificate is for code signing alone, and
-devices insist on that. The keyring holds two roots from the first day on: with the second one in a safe, a signer can be
-replaced under it when the first is lost, without a visit to any device.
+Ed25519 cannot sign RAUC's bundles: OpenSSL's CMS does not take it. The signer's certificate is for code
+signing alone, and devices insist on that. The keyring holds two roots from the first day on: with the second
+one in a safe, a signer can be replaced under it when the first is lost, without a visit to any device.
 """
 
 import datetime as dt

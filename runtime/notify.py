@@ -1,4 +1,4 @@
-"""Telling systemd that a service is ready: the datagram of sd_notify(3), where the service manager asked for it."""
+"""Telling systemd that a service is ready: sd_notify(3), where the service manager asked for it."""
 
 import os
 import socket

@@ -1,5 +1,4 @@
-"""The image: partitions with what they hold when a device leaves the factory, without loop devices and
-mounts.
+"""The image: partitions with what they hold when a device leaves the factory, made without mounts.
 
 esp      EFI program of GRUB with its configuration inside: nothing beside it can be changed unnoticed
 bootenv  slot A good, slot B bad
@@ -58,14 +57,17 @@ def _loader(spec: TargetSpec) -> Step:
     configuration = grub_configuration(spec)
 
     def make(output: Path, _outputs: Mapping[str, Path]) -> None:
-        """grub-mkstandalone with the configuration inside"""
+        """Run grub-mkstandalone with the configuration inside."""
         folder = output.with_suffix(".grub")
         folder.mkdir()
         try:
             (folder / "grub.cfg").write_text(configuration, "utf-8")
             _run(
-                ["grub-mkstandalone", "-O", "x86_64-efi", "-o", str(output), f"--modules={_MODULES}", "--locales=",
-                 "--themes=", "--fonts=", f"--install-modules={_MODULES}", f"boot/grub/grub.cfg={folder / 'grub.cfg'}"],
+                [
+                    *("grub-mkstandalone", "-O", "x86_64-efi", "-o", str(output), f"--modules={_MODULES}"),
+                    *("--locales=", "--themes=", "--fonts=", f"--install-modules={_MODULES}"),
+                    f"boot/grub/grub.cfg={folder / 'grub.cfg'}",
+                ],
                 environment={"SOURCE_DATE_EPOCH": str(MOMENT)},
             )  # fmt: skip
         finally:
@@ -79,7 +81,7 @@ def _image(spec: TargetSpec) -> Step:
     layout = layout_of(spec)
 
     def make(output: Path, outputs: Mapping[str, Path]) -> None:
-        """sfdisk makes the partitions; mkfs.vfat and mtools fill them"""  # noqa: D403
+        """Make the partitions with sfdisk; fill them with mkfs.vfat and mtools."""
         with output.open("wb") as file:
             file.truncate(layout.size)
         _run(["sfdisk", "--quiet", str(output)], text=layout.sfdisk_script())

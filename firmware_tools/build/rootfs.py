@@ -23,8 +23,8 @@ MOMENT = 1_700_000_000
 """Unix seconds that every file is of: SOURCE_DATE_EPOCH."""
 USER_ID = 990
 PACKAGES = (
-    "systemd", "systemd-sysv", "systemd-resolved", "udev", "dbus", "kmod", "iproute2", "util-linux", "e2fsprogs",
-    "dosfstools", "ca-certificates", "python3", "initramfs-tools", "zstd", "rauc", "rauc-service", "libgomp1",
+    "systemd", "systemd-sysv", "systemd-resolved", "udev", "dbus", "kmod", "iproute2", "util-linux",
+    "e2fsprogs", "dosfstools", "ca-certificates", "python3", "initramfs-tools", "zstd", "rauc", "rauc-service", "libgomp1",
 )  # fmt: skip
 MODULES = (
     "squashfs",
@@ -42,14 +42,24 @@ MODULES = (
 PROGRAMS = {"graftwork-agent": "agent.__main__", "graftwork-firmware": "firmware_tools.__main__"}
 ENABLED = ("graftwork-seed", "graftwork-agent", "graftwork-health", "systemd-networkd", "systemd-resolved")
 MASKED = (
-    "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service",
-    "fstrim.timer", "systemd-networkd-wait-online.service", "systemd-firstboot.service",
+    "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
+    "e2scrub_reap.service", "fstrim.timer", "systemd-networkd-wait-online.service", "systemd-firstboot.service",
 )  # fmt: skip
-AUTOLOGIN = b"[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200 - $TERM\n"
+AUTOLOGIN = (
+    b"[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200 - $TERM\n"
+)
 _ENVIRONMENT = {"SOURCE_DATE_EPOCH": str(MOMENT)}
 
 
-def rootfs_steps(spec: TargetSpec, wheel: Path, lock_file: Path, version: str, keyring: bytes, *, test_console: bool = False) -> list[Step]:
+def rootfs_steps(
+    spec: TargetSpec,
+    wheel: Path,
+    lock_file: Path,
+    version: str,
+    keyring: bytes,
+    *,
+    test_console: bool = False,
+) -> list[Step]:
     """Steps to the root file system of a version.
 
     Args:
@@ -67,7 +77,7 @@ def rootfs_steps(spec: TargetSpec, wheel: Path, lock_file: Path, version: str, k
 def device_files(
     spec: TargetSpec, version: str, keyring: bytes, *, test_console: bool = False
 ) -> dict[str, Entry]:
-    """What makes a device of the system, by path; with `test_console` root is logged in on the serial line."""
+    """What makes a device of the system, by path; `test_console` logs root in on the serial line."""
     overlay = Path(str(resources.files("firmware_tools"))) / "overlay"
     files = folder_layer(overlay / "etc", "./etc")
     files |= {
@@ -154,6 +164,7 @@ def _wheels(spec: TargetSpec, wheel: Path, lock_file: Path) -> Step:
 
 def _system(spec: TargetSpec) -> Step:
     site = SITE.format(python=spec.python)
+    compile_all = "python3 -m compileall -q --invalidation-mode unchecked-hash"
     return Step(
         "system",
         "Debian and agent together, compiled",
@@ -163,7 +174,7 @@ def _system(spec: TargetSpec) -> Step:
                 "mmdebstrap", "--quiet", "--variant=custom",
                 "--skip=check/empty,check/qemu,update,essential/unlink,cleanup/apt,download/empty,output/dev",
                 "--setup-hook=tar-in {base} /", "--customize-hook=tar-in {wheels} /",
-                f'--customize-hook=chroot "$1" python3 -m compileall -q --invalidation-mode unchecked-hash /{site}',
+                f'--customize-hook=chroot "$1" {compile_all} /{site}',
                 "", "{output}", "deb [trusted=yes] copy:/nonexistent ./",
             ),
         ),
@@ -175,7 +186,7 @@ def _system(spec: TargetSpec) -> Step:
 def _rootfs(version: str, files: Mapping[str, Entry]) -> Step:
 
     def lay_over(output: Path, outputs: Mapping[str, Path]) -> None:
-        """the device's files are laid over the system; mksquashfs packs it"""  # noqa: D403
+        """Lay the device's files over the system, and pack it with mksquashfs."""
         merged = output.with_suffix(".merged.tar")
         try:
             merge(outputs["system"], [files], merged, MOMENT)

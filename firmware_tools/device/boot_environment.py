@@ -87,7 +87,7 @@ class BootEnvironment:
         return written
 
     def tries(self) -> dict[str, int] | None:
-        """Boots of each slot since it was last healthy; None: the file is damaged, and no slot on trial boots."""
+        """Boots of each slot since it was last healthy; None: damaged, and no slot on trial boots."""
         try:
             values = decode_block((self._folder / "tries").read_bytes())
             return {slot: int(values[f"{slot.lower()}_tries"]) for slot in SLOTS}

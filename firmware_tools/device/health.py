@@ -51,7 +51,7 @@ def check_storage(device: Device) -> str:
 
 
 def check_agent(device: Device) -> str:
-    """Whether the agent said that it is ready. A device that does not know who it is yet has none to wait for."""
+    """Whether the agent said that it is ready; a device that does not know who it is yet has none."""
     if not device.agent_configuration.exists():
         return ""
     deadline = time.monotonic() + AGENT_SECONDS

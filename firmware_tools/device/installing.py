@@ -33,12 +33,12 @@ def check_armed(device: Device) -> str:
         raise FirmwareError("the boot loader's counts cannot be read: a failed update would boot for ever")
     if state.state_of(slot) != GOOD:
         raise FirmwareError(
-            f"slot {slot}, which runs, is {state.state_of(slot)} and not good: there would be nothing to go back to; "
-            "wait until the health gate has passed"
+            f"slot {slot}, which runs, is {state.state_of(slot)} and not good: there would be nothing to go "
+            "back to; wait until the health gate has passed"
         )
     if state.primary != slot:
         raise FirmwareError(
-            f"slot {slot} runs, but {state.primary} is tried first: another update waits for a reboot, or was rolled "
+            f"slot {slot} runs, but {state.primary} is tried first: an update waits for a reboot, or was rolled "
             "back; restart the device first"
         )
     return next(other for other in SLOTS if other != slot)
