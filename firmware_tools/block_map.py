@@ -1,8 +1,8 @@
-"""Block maps: which blocks of an image hold data, with their hashes; the file format of bmaptool, version 2.0.
+"""Block maps: which blocks of an image hold data, with their hashes; the format of bmaptool, version 2.0.
 
 A map is read and checked, or made from the holes of a sparse image. What is not mapped is not written to a
-medium; filesystems do not care what lies there. The one exception: the backup of the partition table is added to
-every map, whether it says so or not.
+medium; filesystems do not care what lies there. The one exception: the backup of the partition table is
+added to every map, whether it says so or not.
 """
 
 import hashlib
@@ -46,11 +46,15 @@ class BlockMap:
 
     def __post_init__(self) -> None:
         if self.image_bytes < 1 or not 512 <= self.block_bytes <= 1 << 20:
-            raise ValueError(f"expected an image in blocks, got {self.image_bytes} in {self.block_bytes} bytes")
+            raise ValueError(
+                f"expected an image in blocks, got {self.image_bytes} in {self.block_bytes} bytes"
+            )
         free = 0
         for one in self.ranges:
             if not free <= one.first <= one.last < self.blocks:
-                raise ValueError(f"range {one.first}-{one.last}: expected blocks from {free} to {self.blocks - 1}")
+                raise ValueError(
+                    f"range {one.first}-{one.last}: expected blocks from {free} to {self.blocks - 1}"
+                )
             if not re.fullmatch("[0-9a-f]{64}", one.sha256):
                 raise ValueError(f"range {one.first}-{one.last}: expected a SHA-256, got {one.sha256[:80]!r}")
             free = one.last + 1
@@ -99,7 +103,8 @@ def for_image(image: Path, bmap: Path | None = None) -> BlockMap:
             raise FirmwareError(f"{path}: {error}") from error
         if found.image_bytes != size:
             raise FirmwareError(
-                f"{path}: is for an image of {found.image_bytes} bytes, but {image} has {size}: the image is cut "
+                f"{path}: is for an image of {found.image_bytes} bytes, but {image} has {size}: the image "
+                "is cut "
                 "off, or the map is another one's"
             )
     return _with_backup_table(found, image)
@@ -230,19 +235,35 @@ def _with_backup_table(block_map: BlockMap, image: Path) -> BlockMap:
         header = os.pread(file.fileno(), 92, _SECTOR)
         if header[:8] != b"EFI PART":
             return block_map
-        backup, _, last_usable = struct.unpack_from("<QQQ", header, 32)
-        if not last_usable < backup or (backup + 1) * _SECTOR > block_map.image_bytes:
+        (backup,) = struct.unpack_from("<Q", header, 32)
+        if (backup + 1) * _SECTOR > block_map.image_bytes:
             raise FirmwareError(
-                f"{image}: the backup of its partition table is to be at byte {backup * _SECTOR}, but the image "
+                f"{image}: the backup of its partition table is to be at byte {backup * _SECTOR}, but the "
+                "image "
                 f"has {block_map.image_bytes}: it is cut off"
             )
         size = block_map.block_bytes
-        wanted = range((last_usable + 1) * _SECTOR // size, backup * _SECTOR // size + 1)
+        wanted = _table_blocks(os.pread(file.fileno(), 92, backup * _SECTOR), backup, size)
+        wanted = {block for block in wanted if block < block_map.blocks}
         mapped = {block for one in block_map.ranges for block in wanted if one.first <= block <= one.last}
         added = [
-            Range(block, block, _hash(file.fileno(), block * size, min((block + 1) * size, block_map.image_bytes)))
-            for block in wanted
-            if block not in mapped
+            Range(
+                block,
+                block,
+                _hash(file.fileno(), block * size, min((block + 1) * size, block_map.image_bytes)),
+            )
+            for block in sorted(wanted - mapped)
         ]
     ranges = sorted((*block_map.ranges, *added), key=lambda one: one.first)
     return BlockMap(block_map.image_bytes, size, tuple(ranges))
+
+
+def _table_blocks(header: bytes, sector: int, block_bytes: int) -> set[int]:
+    """Blocks of a partition table whose header stands in a sector; none where it is no header."""
+    if header[:8] != b"EFI PART":
+        return set()
+    entries, count, entry_bytes = struct.unpack_from("<QII", header, 72)
+    length = min(count * entry_bytes, CHUNK_BYTES)  # 16 KiB everywhere; what is read is not believed
+    start = entries * _SECTOR
+    found = set(range(start // block_bytes, (start + length - 1) // block_bytes + 1)) if length else set()
+    return found | {sector * _SECTOR // block_bytes}

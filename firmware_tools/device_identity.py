@@ -6,8 +6,9 @@
     4. the secrets in the seed are overwritten and removed
     5. seed.toml is removed: the seed is taken
 
-Each step leaves a whole file or none, and is done again after a power cut until step 5. Nothing is wiped before
-all is on disk. Not here: the device's keys, which the agent makes; in air-gapped fleets the seed holds one.
+Each step leaves a whole file or none, and is done again after a power cut until step 5. Nothing is wiped
+before all is on disk. Not here: the device's keys, which the agent makes; in air-gapped fleets the seed
+holds one.
 """
 
 import argparse
@@ -40,7 +41,9 @@ def add_commands(commands: Any) -> None:
     command = commands.add_parser("take-seed", help=text, description=text)
     command.add_argument("--seed", type=Path, required=True, metavar="DIR", help="where the seed is mounted")
     command.add_argument("--identity", type=Path, required=True, metavar="DIR", help="for the device's keys")
-    command.add_argument("--config", type=Path, required=True, metavar="FILE", help="agent.toml, to be written")
+    command.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="agent.toml, to be written"
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(command=_take)
 
@@ -140,7 +143,7 @@ def _whole(description: SeedDescription, name: str, path: Path) -> bytes:
 
 
 def _secret(description: SeedDescription, name: str, seed: Path, identity: Path) -> bytes | None:
-    """A secret of the seed; None: it is in the identity directory, and a power cut came while it was wiped."""
+    """A secret of the seed; None: it is in the identity directory, perhaps half wiped in the seed."""
     kept = identity / name
     if kept.exists() and hashlib.sha256(kept.read_bytes()).hexdigest() == description.files[name]:
         return None
@@ -155,10 +158,9 @@ def _check_same_device(description: SeedDescription, identity: Path, config: Pat
                 f"expected a seed for {device}, which this device is, got one for {description.device}; for "
                 f"another identity remove {config} and what is in {identity} first"
             )
-    kept = identity / seeds.DEVICE_KEY
-    if seeds.DEVICE_KEY in description.files and kept.exists():
-        if hashlib.sha256(kept.read_bytes()).hexdigest() != description.files[seeds.DEVICE_KEY]:
-            raise FirmwareError(
-                f"{kept}: this device has a key already, and a key is never overwritten; for a repaired device "
-                f"remove what is in {identity} first"
-            )
+    kept, wanted = identity / seeds.DEVICE_KEY, description.files.get(seeds.DEVICE_KEY)
+    if wanted and kept.exists() and hashlib.sha256(kept.read_bytes()).hexdigest() != wanted:
+        raise FirmwareError(
+            f"{kept}: this device has a key already, and a key is never overwritten; for a repaired "
+            f"device remove what is in {identity} first"
+        )

@@ -1,4 +1,4 @@
-"""Whether a root file system is golden: every device starts from it, so it holds nothing that is of one device.
+"""Whether a root file system is golden: every device starts from it, so it holds nothing of a single one.
 
 A private key, a machine id or a random seed in the image would be the same on every device of the fleet. Only
 the tree is read, never followed out of it by links, and of each file no more than a key takes.
@@ -20,14 +20,25 @@ from protocol import toml
 
 READ_BYTES = 64 * 1024
 # At the start of a line and followed by base64: the libraries that read keys hold the first line alone.
-_PEM_KEY = re.compile(rb"^-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----\r?\n(?:[A-Za-z-]+: .*\r?\n|\r?\n)*[A-Za-z0-9+/=]{16,}", re.M)
+_PEM_KEY = re.compile(
+    rb"^-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----\r?\n(?:[A-Za-z-]+: .*\r?\n|\r?\n)*[A-Za-z0-9+/=]{16,}",
+    re.MULTILINE,
+)
 _HEX_KEY = re.compile(rb"[0-9a-fA-F]{64}\s*")
 _BY_NAME = {
-    "etc/ssh/ssh_host_*key*": "an SSH host key: every device would have the same; let each make its own at first boot",
-    "etc/dropbear/*host_key*": "an SSH host key: every device would have the same; let each make its own at first boot",
-    "var/lib/systemd/random-seed": "a random seed: every device would start from the same randomness; remove it",
+    "etc/ssh/ssh_host_*key*": (
+        "an SSH host key: every device would have the same; let each make its own at first boot"
+    ),
+    "etc/dropbear/*host_key*": (
+        "an SSH host key: every device would have the same; let each make its own at first boot"
+    ),
+    "var/lib/systemd/random-seed": (
+        "a random seed: every device would start from the same randomness; remove it"
+    ),
     "var/lib/systemd/credential.secret": "the key of systemd's credentials: every device would have the same",
-    "*agent.sqlite*": "state of an agent: every device would be the one that left it; remove its state directory",
+    "*agent.sqlite*": (
+        "state of an agent: every device would be the one that left it; remove its state directory"
+    ),
     "*identity.pem": "a device's certificate and key; remove the agent's identity directory",
     "*next.csr": "a device's signing request; remove the agent's identity directory",
     "*.token": "an enrolment token: it is good for one device; it belongs into that device's seed",
@@ -92,7 +103,9 @@ def _machine_ids(root: Path) -> Iterator[Finding]:
         yield Finding("etc/machine-id", "expected an empty file: every device would have the same machine id")
     path = root / "var/lib/dbus/machine-id"
     if path.is_file() and not path.is_symlink() and path.stat().st_size:
-        yield Finding("var/lib/dbus/machine-id", "every device would have the same machine id; link it to /etc")
+        yield Finding(
+            "var/lib/dbus/machine-id", "every device would have the same machine id; link it to /etc"
+        )
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -1,6 +1,7 @@
 """The ledger of identities: which serial has which key, image and medium; nothing of it is ever given twice.
 
-One SQLite file beside the fleet engineer's images. A serial is the device's name in its federation. A record goes
+One SQLite file beside the fleet engineer's images. A serial is the device's name in its federation. A record
+goes
 
     planned -> provisioned -> enrolled, and at any time -> revoked or -> replaced (by the record of a repair)
 
@@ -13,19 +14,25 @@ method returns. What holds private keys or tokens never comes here.
 import contextlib
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from firmware_tools import ledger_rules as rules
 from firmware_tools.errors import FirmwareError
-from firmware_tools.ledger_schema import ENROLLED, PLANNED, PROVISIONED, REPLACED, REVOKED, SCHEMA, SCHEMA_VERSION
+from firmware_tools.ledger_schema import (
+    ENROLLED,
+    PLANNED,
+    PROVISIONED,
+    REPLACED,
+    REVOKED,
+    SCHEMA,
+    SCHEMA_VERSION,
+)
 from protocol.errors import SignatureError
 from protocol.signing import PublicKey
-from protocol.topics import check_device
 
 COLUMNS = ("serial", "status", "public_key", "image_sha256", "medium", "planned_at", "changed_at", "reason")
 """Of a record, as it is listed and exported."""
-_READERS = "Card readers often give their own serial for that of every card: name cards with --medium then"
 _AHEAD = {PLANNED: 0, PROVISIONED: 1, ENROLLED: 2}
 
 
@@ -81,7 +88,7 @@ class Ledger:
         """
         with self._change():
             for serial, key in keys.items():
-                self._check_new_serial(serial)
+                rules.check_new_serial(self._database, serial)
                 self._insert(serial, key, now)
             before_commit()
 
@@ -109,7 +116,9 @@ class Ledger:
             FirmwareError: there is no such record, it is out of use, or key or medium belong to another one.
         """
         with self._change():
-            self._record(serial, now, status, public_key, image_sha256, medium)
+            self._record(
+                serial, now, status=status, public_key=public_key, image_sha256=image_sha256, medium=medium
+            )
 
     def record_enrolled(self, keys: Mapping[str, PublicKey], now: float) -> int:
         """Note devices that the server knows, with the keys that they made; returns how many are new.
@@ -122,12 +131,12 @@ class Ledger:
         new = 0
         with self._change():
             for serial, key in keys.items():
-                row = self._current(serial)
+                row = rules.current(self._database, serial)
                 if row is not None and row["status"] in (PLANNED, PROVISIONED):
-                    self._record(serial, now, ENROLLED, key, None, None)
+                    self._record(serial, now, status=ENROLLED, public_key=key)
                     new += 1
                 elif row is not None and row["status"] == ENROLLED:
-                    self._check_key(key, row)
+                    rules.check_key(self._database, key, row)
         return new
 
     def revoke(self, serial: str, reason: str, now: float) -> None:
@@ -166,12 +175,12 @@ class Ledger:
             FirmwareError: there is no such record, or the new serial or key has one.
         """
         with self._change():
-            row = self._current(serial)
+            row = rules.current(self._database, serial)
             if row is None:
                 raise self._unknown(serial)
             name = new_serial or serial
             self._update(row["id"], now, f"replaced by {name}: {reason}", status=REPLACED, reason=reason)
-            self._check_new_serial(name)
+            rules.check_new_serial(self._database, name)
             new = self._insert(name, key, now, replaces=row["id"])
             if keep_medium and row["medium"]:
                 self._database.execute(
@@ -201,7 +210,7 @@ class Ledger:
             )
             self._note(now, None, medium, f"flashed with {image_sha256}")
             if serial is not None:
-                self._record(serial, now, PROVISIONED, None, image_sha256, medium)
+                self._record(serial, now, status=PROVISIONED, image_sha256=image_sha256, medium=medium)
 
     def check_flash(self, medium: str, serial: str | None = None) -> None:
         """Check, before anything is written, that a medium may be flashed.
@@ -215,15 +224,17 @@ class Ledger:
         """
         if serial is not None:
             row = self._in_use(serial)
-            self._check_medium(medium, row)
+            rules.check_medium(self._database, medium, row)
             if row["status"] == ENROLLED:
-                raise FirmwareError(f"{_named(row)} has keys that flashing would erase: replace it (rma) first")
+                raise FirmwareError(
+                    f"{rules.named(row)} has keys that flashing would erase: replace it (rma) first"
+                )
             return
-        row = self._holder(medium)
-        if row is not None and row["status"] in (PROVISIONED, ENROLLED):
+        holder = rules.holder(self._database, medium)
+        if holder is not None and holder["status"] in (PROVISIONED, ENROLLED):
             raise FirmwareError(
-                f"medium {medium} holds {_named(row)}; flashing would erase its keys: revoke it or replace it "
-                f"(rma) first. {_READERS}"
+                f"medium {medium} holds {rules.named(holder)}; flashing would erase its keys: revoke it or "
+                f"replace it (rma) first. {rules.READERS}"
             )
 
     def records(self, status: str | None = None) -> list[dict[str, Any]]:
@@ -260,78 +271,30 @@ class Ledger:
         found = self._database.execute("PRAGMA user_version").fetchone()[0]
         if found > SCHEMA_VERSION:
             raise FirmwareError(
-                f"{self._path}: expected a ledger of version {SCHEMA_VERSION}, got {found}: use a newer Graftwork"
+                f"{self._path}: expected a ledger of version {SCHEMA_VERSION}, got {found}: use a newer "
+                "Graftwork"
             )
         if found == 0:
             self._database.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT;")
 
-    def _current(self, serial: str) -> sqlite3.Row | None:
-        statement = "SELECT * FROM identities WHERE serial = ? AND status != ?"
-        row: sqlite3.Row | None = self._database.execute(statement, (serial, REPLACED)).fetchone()
-        return row
-
     def _in_use(self, serial: str) -> sqlite3.Row:
-        row = self._current(serial)
+        row = rules.current(self._database, serial)
         if row is None:
             raise self._unknown(serial)
         if row["status"] == REVOKED:
-            raise FirmwareError(f"{_named(row)}: {row['reason']}; only a repair (rma) brings the serial back")
+            raise FirmwareError(
+                f"{rules.named(row)}: {row['reason']}; only a repair (rma) brings the serial back"
+            )
         return row
 
     def _unknown(self, serial: str) -> FirmwareError:
-        return FirmwareError(f"{self._path} has no record of {serial!r}; see: graftwork-firmware provision list")
-
-    def _check_new_serial(self, serial: str) -> None:
-        try:
-            check_device(serial)
-        except ValueError as error:
-            raise FirmwareError(f"serial: {error}") from error
-        row = self._current(serial)
-        if row is not None:
-            raise FirmwareError(f"serial {serial} has a record: {_named(row)}; a repaired device: provision rma")
-        # A serial whose device was replaced by one of another name would come to stand for two devices.
-        row = self._database.execute(
-            "SELECT old.*, new.serial AS heir FROM identities AS old JOIN identities AS new "
-            "ON new.replaces = old.id WHERE old.serial = ?1 AND new.serial != ?1",
-            (serial,),
-        ).fetchone()
-        if row is not None:
-            raise FirmwareError(f"serial {serial} was used: {_named(row)}, by {row['heir']}; take another one")
-
-    def _check_key(self, key: PublicKey, row: Mapping[str, Any] | sqlite3.Row | None) -> None:
-        if row is not None and row["public_key"] and row["public_key"] != key.raw.hex():
-            raise FirmwareError(
-                f"{_named(row)} with the key {row['public_key']}, got {key.raw.hex()}: is this the copy of a card? "
-                "A repaired device: provision rma"
-            )
-        statement = "SELECT * FROM identities WHERE public_key = ?"
-        other = self._database.execute(statement, (key.raw.hex(),)).fetchone()
-        if other is not None and (row is None or other["id"] != row["id"]):
-            raise FirmwareError(
-                f"the key {key.raw.hex()} has a record: {_named(other)}; a key is never used again: is this the "
-                "copy of a card?"
-            )
-
-    def _check_medium(self, medium: str, row: sqlite3.Row) -> None:
-        if row["medium"] and row["medium"] != medium:
-            raise FirmwareError(
-                f"{_named(row)} on medium {row['medium']}, got {medium}: replace it (rma) to give it another one"
-            )
-        other = self._holder(medium)
-        if other is not None and other["id"] != row["id"]:
-            raise FirmwareError(f"medium {medium} has a record: {_named(other)}; take another one. {_READERS}")
-
-    def _holder(self, medium: str) -> sqlite3.Row | None:
-        """The record that a medium was given to."""
-        statement = (
-            "SELECT identities.* FROM media JOIN identities ON identities.id = media.identity WHERE media.medium = ?"
+        return FirmwareError(
+            f"{self._path} has no record of {serial!r}; see: graftwork-firmware provision list"
         )
-        row: sqlite3.Row | None = self._database.execute(statement, (medium,)).fetchone()
-        return row
 
     def _insert(self, serial: str, key: PublicKey | None, now: float, replaces: int | None = None) -> int:
         if key is not None:
-            self._check_key(key, None)
+            rules.check_key(self._database, key, None)
         cursor = self._database.execute(
             "INSERT INTO identities (serial, status, public_key, planned_at, changed_at, replaces) "
             "VALUES (?, ?, ?, ?, ?, ?)",
@@ -345,10 +308,11 @@ class Ledger:
         self,
         serial: str,
         now: float,
-        status: str | None,
-        public_key: PublicKey | None,
-        image_sha256: str | None,
-        medium: str | None,
+        *,
+        status: str | None = None,
+        public_key: PublicKey | None = None,
+        image_sha256: str | None = None,
+        medium: str | None = None,
     ) -> None:
         row = self._in_use(serial)
         values: dict[str, str] = {}
@@ -357,12 +321,12 @@ class Ledger:
                 raise FirmwareError(f"status: expected one after {row['status']}, got {status!r}")
             values["status"] = status
         if public_key is not None:
-            self._check_key(public_key, row)
+            rules.check_key(self._database, public_key, row)
             values["public_key"] = public_key.raw.hex()
         if image_sha256 is not None:
             values["image_sha256"] = image_sha256
         if medium is not None:
-            self._check_medium(medium, row)
+            rules.check_medium(self._database, medium, row)
             values["medium"] = medium
             self._database.execute(
                 "INSERT INTO media (medium, identity) VALUES (?1, ?2) "
@@ -377,7 +341,7 @@ class Ledger:
     def _update(self, identity: int, now: float, change: str, **values: str) -> None:
         names = ", ".join(f"{name} = ?" for name in values)
         self._database.execute(
-            f"UPDATE identities SET changed_at = ?, {names} WHERE id = ?",  # noqa: S608 - names of columns, ours
+            f"UPDATE identities SET changed_at = ?, {names} WHERE id = ?",  # noqa: S608 - columns
             (now, *values.values(), identity),
         )
         self._note(now, identity, values.get("medium"), change)
@@ -401,8 +365,3 @@ def parse_keys(named: Sequence[Mapping[str, Any]]) -> dict[str, PublicKey]:
         raise FirmwareError(
             f"expected a list with id and public_key, as `graftwork-server devices --json` prints: {error}"
         ) from error
-
-
-def _named(row: Mapping[str, Any] | sqlite3.Row) -> str:
-    when = datetime.fromtimestamp(row["changed_at"], timezone.utc)
-    return f"{row['serial']} ({row['status']}, {when:%Y-%m-%d %H:%M} UTC)"

@@ -1,4 +1,4 @@
-"""The tables of the ledger of identities, and the states of a record; what may change is decided in ledger.py."""
+"""The tables of the ledger of identities, and the states of a record; ledger.py decides what may change."""
 
 SCHEMA_VERSION = 1
 PLANNED, PROVISIONED, ENROLLED, REVOKED, REPLACED = STATUSES = (

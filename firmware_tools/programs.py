@@ -1,4 +1,4 @@
-"""The one door to external programs: mtools, dosfstools, sfdisk, lsblk; one that is missing is named with its package."""
+"""The one door to external programs; one that is missing is named with the package that holds it."""
 
 import os
 import shutil

@@ -90,7 +90,9 @@ def _add_fleet(action: argparse.ArgumentParser) -> None:
         "--tokens", type=Path, metavar="DIR", help="with what `graftwork-server devices token --output` wrote"
     )
     action.add_argument(
-        "--factory-keys", action="store_true", help="air-gapped: make the devices' keys here, not on the device"
+        "--factory-keys",
+        action="store_true",
+        help="air-gapped: make the devices' keys here, not on the device",
     )
     action.add_argument("--format", choices=FORMATS, default=DIRECTORY, help="of the seeds")
 
@@ -139,7 +141,10 @@ def _rma(options: argparse.Namespace) -> None:
             reason=options.reason,
             keep_medium=options.keep_medium,
         )
-    print(f"replaced {options.serial} by {options.new_serial or options.serial}; its seed is in {options.output}")
+    print(
+        f"replaced {options.serial} by {options.new_serial or options.serial}; its seed is in "
+        f"{options.output}"
+    )
 
 
 def _fleet(options: argparse.Namespace) -> Fleet:
@@ -150,10 +155,15 @@ def _fleet(options: argparse.Namespace) -> Fleet:
         )
     if not options.factory_keys and options.enrolment_port and not options.tokens:
         raise FirmwareError(
-            "--tokens: expected the folder that `graftwork-server devices token NAME... --output DIR` wrote to; "
+            "--tokens: expected the folder that `graftwork-server devices token NAME... --output DIR` "
+            "wrote to; "
             "for devices without a token: --factory-keys"
         )
-    named = {seeds.SERVICES_CA: options.services_ca, seeds.ROOT: options.root, seeds.SETTINGS: options.settings}
+    named = {
+        seeds.SERVICES_CA: options.services_ca,
+        seeds.ROOT: options.root,
+        seeds.SETTINGS: options.settings,
+    }
     files = {name: seeds.read_file(path) for name, path in named.items() if path}
     seeds.check_settings(files.get(seeds.SETTINGS, b""))
     return Fleet(

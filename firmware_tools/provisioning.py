@@ -1,7 +1,7 @@
 """Making identities: seeds and records of many devices in one step, all of them or none.
 
-The ledger and the seeds come to be together: the seeds are written while the ledger's transaction is open, and
-it is committed when they are on disk. A serial in the ledger always has its seed.
+The ledger and the seeds come to be together: the seeds are written while the ledger's transaction is open,
+and it is committed when they are on disk. A serial in the ledger always has its seed.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class Fleet:
     tokens: Path | None = None
     """Folder of NAME.token files; None: the devices get none."""
     factory_keys: bool = False
-    """Whether keys are made here, for devices without a server to enrol at; else each device makes its own."""
+    """Whether keys are made here, for air-gapped devices; else each device makes its own."""
     form: str = DIRECTORY
     """"directory" or "fat"."""
 
@@ -95,7 +95,9 @@ def make_identities(ledger: Ledger, names: Sequence[str], fleet: Fleet, output: 
         FirmwareError: a serial is used, a token is missing, or a seed is there already. Nothing is left then.
     """
     keys = {name: PrivateKey.generate() for name in names} if fleet.factory_keys else {}
-    public: dict[str, PublicKey | None] = {name: keys[name].public if name in keys else None for name in names}
+    public: dict[str, PublicKey | None] = {
+        name: keys[name].public if name in keys else None for name in names
+    }
     ledger.plan(public, now, before_commit=lambda: write_seeds(names, keys, fleet, output))
 
 
@@ -128,9 +130,7 @@ def replace_identity(
     )
 
 
-def write_seeds(
-    names: Sequence[str], keys: Mapping[str, PrivateKey], fleet: Fleet, output: Path
-) -> None:
+def write_seeds(names: Sequence[str], keys: Mapping[str, PrivateKey], fleet: Fleet, output: Path) -> None:
     """Write a seed for each name, on disk when this returns; all of them or none.
 
     Args:

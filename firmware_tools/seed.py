@@ -1,7 +1,7 @@
 """A seed: what a device needs to know at its first boot, as a folder of small files.
 
-    seed.toml             who the device is and where it belongs; the SHA-256 of each other file. Written last.
-    services-ca.crt       certificate of the services' CA, for TLS
+    seed.toml             who the device is and where it belongs; the SHA-256 of each other file. Written
+    last. services-ca.crt       certificate of the services' CA, for TLS
     root.json             the federation's root of trust, where no server key is in seed.toml
     settings.toml         the owner's further settings of the agent, e.g. [source] and [limits]
     enrolment.token       secret: the one-time token with which the device enrols
@@ -51,7 +51,9 @@ class SeedDescription:
 
     def __post_init__(self) -> None:
         if self.version != VERSION:
-            raise ValueError(f"version: expected {VERSION}, got {self.version}: use another version of Graftwork")
+            raise ValueError(
+                f"version: expected {VERSION}, got {self.version}: use another version of Graftwork"
+            )
         check_device(self.device)
         check_name(self.federation)
         check_host(self.broker_host)
@@ -94,7 +96,9 @@ def parse(data: bytes, where: Path) -> SeedDescription:
     try:
         return records.from_named(SeedDescription, toml.loads(data.decode()))
     except (toml.TOMLDecodeError, UnicodeDecodeError, SchemaError) as error:
-        raise FirmwareError(f"{where}: expected the description of a seed: {error}; provision anew") from error
+        raise FirmwareError(
+            f"{where}: expected the description of a seed: {error}; provision anew"
+        ) from error
 
 
 def describe(description: SeedDescription) -> bytes:
@@ -162,7 +166,9 @@ def write(directory: Path, description: SeedDescription, files: Mapping[str, byt
     try:
         directory.mkdir(mode=0o700)
     except FileExistsError as error:
-        raise FirmwareError(f"{directory} exists; a seed is never overwritten, choose another folder") from error
+        raise FirmwareError(
+            f"{directory} exists; a seed is never overwritten, choose another folder"
+        ) from error
     for name, content in {**files, SEED_FILE: describe(description)}.items():
         descriptor = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
@@ -193,7 +199,9 @@ def read_file(path: Path) -> bytes:
         with path.open("rb") as file:
             data = file.read(FILE_BYTES + 1)
     except OSError as error:
-        raise FirmwareError(f"{path}: {error.strerror}; expected a seed, see: graftwork-firmware provision") from error
+        raise FirmwareError(
+            f"{path}: {error.strerror}; expected a seed, see: graftwork-firmware provision"
+        ) from error
     if len(data) > FILE_BYTES:
         raise FirmwareError(f"{path}: expected at most {FILE_BYTES} bytes")
     return data
@@ -209,7 +217,9 @@ def check_secret(name: str, content: bytes, where: Path) -> None:
     if name == DEVICE_KEY and not (len(text) == 64 and set(text) <= set("0123456789abcdef")):
         raise FirmwareError(f"{where}: expected a key of 64 hexadecimal digits")
     if not 16 <= len(text) <= 128 or not text.isalnum():
-        raise FirmwareError(f"{where}: expected a token from `graftwork-server devices token NAME --output DIR`")
+        raise FirmwareError(
+            f"{where}: expected a token from `graftwork-server devices token NAME --output DIR`"
+        )
 
 
 def _lines(values: Mapping[str, object]) -> str:
@@ -221,4 +231,3 @@ def _lines(values: Mapping[str, object]) -> str:
         return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
     return "".join(f"{name} = {text(value)}\n" for name, value in values.items())
-

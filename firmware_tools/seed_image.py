@@ -1,7 +1,7 @@
 """Seeds in FAT: as small images of their own, and in the identity partition of an image or of a medium.
 
-mtools and mkfs.vfat write into a file at an offset, so nothing is mounted and no root is needed for images. FAT,
-because any computer can look at it. Two images made of the same seed are the same, byte for byte.
+mtools and mkfs.vfat write into a file at an offset, so nothing is mounted and no root is needed for images.
+FAT, because any computer can look at it. Two images made of the same seed are the same, byte for byte.
 """
 
 import json
@@ -92,7 +92,8 @@ def put(seed: Path, target: Path, *, replace: bool = False) -> seeds.SeedDescrip
         The seed's description.
 
     Raises:
-        FirmwareError: the seed is not whole, another one is there, it does not fit, what was read back differs,
+        FirmwareError: the seed is not whole, another one is there, it does not fit, what was read back
+        differs,
             or a tool is missing.
     """
     partition = identity_partition(target)
@@ -158,20 +159,20 @@ def _check_empty(target: Path, partition: Partition) -> None:
 
 def _extract(image: Path, offset: int, folder: Path) -> None:
     try:
-        size = sum(name.strip() != "" for name in _names(image, offset))
-        if size > len(seeds.FILES) + 1:
-            raise FirmwareError(f"it holds {size} files")
-        run(["mcopy", "-n", "-i", _at(image, offset), "::/*", folder])
+        names = [name for name in _names(image, offset) if name.strip()]
     except FirmwareError as error:
         raise FirmwareError(f"{image}: expected FAT with a seed in it: {error}") from error
+    if len(names) > len(seeds.FILES) + 1:
+        raise FirmwareError(f"{image}: expected FAT with a seed in it, got {len(names)} files")
+    run(["mcopy", "-n", "-i", _at(image, offset), "::/*", folder])
 
 
 def _fill(seed: Path, target: Path, offset: int, size: int) -> None:
     """Format a stretch of a file as FAT, and copy a seed into it; seed.toml last."""
     if offset % 512 or size % 1024:
         raise FirmwareError(f"{target}: expected a partition of whole blocks, got {size} bytes at {offset}")
-    command = ["mkfs.vfat", "--invariant", "-n", LABEL, f"--offset={offset // 512}", target, str(size // 1024)]
-    run(command)
+    start, blocks = f"--offset={offset // 512}", str(size // 1024)
+    run(["mkfs.vfat", "--invariant", "-n", LABEL, start, target, blocks])
     names = [*seeds.parse(seeds.read_file(seed / seeds.SEED_FILE), seed).files, seeds.SEED_FILE]
     with tempfile.TemporaryDirectory(prefix="graftwork-seed-") as folder:
         copies = _dated_copies([seed / name for name in names], Path(folder))
