@@ -216,7 +216,7 @@ class Ledger:
         """Check, before anything is written, that a medium may be flashed.
 
         Args:
-            medium: its serial.
+            medium: its serial; empty: it has none.
             serial: of the device that it is for, where that is known.
 
         Raises:
@@ -224,7 +224,8 @@ class Ledger:
         """
         if serial is not None:
             row = self._in_use(serial)
-            rules.check_medium(self._database, medium, row)
+            if medium:
+                rules.check_medium(self._database, medium, row)
             if row["status"] == ENROLLED:
                 raise FirmwareError(
                     f"{rules.named(row)} has keys that flashing would erase: replace it (rma) first"

@@ -189,8 +189,7 @@ def _into(options: argparse.Namespace) -> None:
         raise FirmwareError(f"{options.target}: expected an image or a block device")
     description = seed_image.read_seed(options.seed)
     with Ledger(options.ledger) as ledger:
-        if serial:
-            ledger.check_flash(serial, description.device)
+        ledger.check_flash(serial or "", description.device)
         seed_image.put(options.seed, options.target, replace=options.replace)
         ledger.record(description.device, time.time(), status=PROVISIONED, medium=serial or None)
     print(f"{options.target} is {description.device} now; what was written reads back")
