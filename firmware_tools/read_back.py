@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from firmware_tools.block_map import BlockMap, Range
 from firmware_tools.errors import FirmwareError
 from firmware_tools.medium_file import MediumReader
@@ -100,18 +98,18 @@ def _locate(
             expected = file.read(len(chunk)).ljust(len(chunk), b"\0")  # a cut image fails by its hash below
             digest.update(expected)
             if expected != chunk:
-                odd = offset + np.flatnonzero(
-                    np.frombuffer(expected, np.uint8) != np.frombuffer(chunk, np.uint8)
-                )
-                first = int(odd[0]) if first < 0 else first
-                last, count = int(odd[-1]), count + len(odd)
+                odd = int.from_bytes(expected, "big") ^ int.from_bytes(chunk, "big")
+                bits = odd.to_bytes(len(chunk), "big")
+                first = offset + len(bits) - len(bits.lstrip(b"\0")) if first < 0 else first
+                last, count = offset + len(bits.rstrip(b"\0")) - 1, count + len(bits) - bits.count(0)
             offset += len(chunk)
         missing = start + length - offset
         while expected := file.read(min(1 << 20, start + length - file.tell())):
             digest.update(expected)
     if digest.hexdigest() != one.sha256:
         raise FirmwareError(
-            f"{image}: blocks {one.first}-{one.last} are not those of its map: the image is broken"
+            f"{image}: blocks {one.first}-{one.last} are not those of its map: the image was changed, or "
+            "is broken"
         )
     if missing:
         first, last, count = offset if first < 0 else first, start + length - 1, count + missing
