@@ -104,8 +104,7 @@ def for_image(image: Path, bmap: Path | None = None) -> BlockMap:
         if found.image_bytes != size:
             raise FirmwareError(
                 f"{path}: is for an image of {found.image_bytes} bytes, but {image} has {size}: the image "
-                "is cut "
-                "off, or the map is another one's"
+                "is cut off, or the map is another one's"
             )
     return _with_backup_table(found, image)
 
@@ -239,8 +238,7 @@ def _with_backup_table(block_map: BlockMap, image: Path) -> BlockMap:
         if (backup + 1) * _SECTOR > block_map.image_bytes:
             raise FirmwareError(
                 f"{image}: the backup of its partition table is to be at byte {backup * _SECTOR}, but the "
-                "image "
-                f"has {block_map.image_bytes}: it is cut off"
+                f"image has {block_map.image_bytes}: it is cut off"
             )
         size = block_map.block_bytes
         wanted = _table_blocks(os.pread(file.fileno(), 92, backup * _SECTOR), backup, size)

@@ -130,6 +130,8 @@ def flash_one(
             **more,
         )
 
+    if stop.is_set():
+        return result(INTERRUPTED, "nothing was written to it")
     try:
         with MediumWriter(target) as writer:
             write_image(image, block_map, writer, progress(WRITING))

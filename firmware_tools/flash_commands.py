@@ -14,9 +14,10 @@ from typing import Any
 
 from firmware_tools import block_map as maps
 from firmware_tools.errors import FirmwareError
-from firmware_tools.flash import GOOD, REFUSED, Result, flash
+from firmware_tools.flash import FAILED, GOOD, REFUSED, Result, flash
 from firmware_tools.flash_progress import observe
 from firmware_tools.ledger import Ledger
+from firmware_tools.ledger_rules import READERS
 from firmware_tools.media import check_distinct, check_target, find, list_media
 from firmware_tools.read_back import read_back
 
@@ -84,8 +85,7 @@ def _verify(options: argparse.Namespace) -> None:
     if not found.good:
         raise FirmwareError(
             f"{options.target} differs from {options.image} in {len(found.faults)} stretches: flash it "
-            "again, or "
-            "take another medium"
+            "again, or take another medium"
         )
 
 
@@ -117,7 +117,8 @@ def _check(
 ) -> tuple[list[_Job], list[Result]]:
     """What is to be written, and what is refused."""
     media = list_media() if any(target.is_block_device() for target in options.targets) else []
-    jobs, refused = [], []
+    jobs: list[_Job] = []
+    refused = []
     for number, target in enumerate(options.targets):
         medium = find(media, target)
         serial = options.medium[number] if options.medium else medium.serial if medium else ""
@@ -127,7 +128,7 @@ def _check(
                 target, medium, image_bytes, large=options.large, internal=options.internal, file=options.file
             )
             if ledger is not None:
-                _check_ledger(job, ledger)
+                _check_ledger(job, jobs, ledger)
         except FirmwareError as error:
             refused.append(Result(str(target), REFUSED, str(error), serial))
         else:
@@ -135,9 +136,15 @@ def _check(
     return jobs, refused
 
 
-def _check_ledger(job: _Job, ledger: Ledger) -> None:
+def _check_ledger(job: _Job, others: Sequence[_Job], ledger: Ledger) -> None:
     if not job.medium:
         raise FirmwareError(f"{job.target}: it has no serial for the ledger: give it one with --medium")
+    for other in others:
+        if other.medium == job.medium or (job.device and other.device == job.device):
+            raise FirmwareError(
+                f"{job.target}: has medium {job.medium} for {job.device or 'any device'}, as {other.target} "
+                f"has: both go to one medium only. {READERS}"
+            )
     ledger.check_flash(job.medium, job.device)
 
 
@@ -151,10 +158,19 @@ def _run(
     with observe(targets, block_map.mapped_bytes) as observer:
         results = flash(image, block_map, targets, observer, stop)
     results = [replace(result, medium=job.medium) for job, result in zip(jobs, results, strict=True)]
-    for job, result in zip(jobs, results, strict=True):
-        if ledger is not None and result.verdict == GOOD:
+    if ledger is None:
+        return results
+    return [_noted(ledger, job, result, sha256) for job, result in zip(jobs, results, strict=True)]
+
+
+def _noted(ledger: Ledger, job: _Job, result: Result, sha256: str) -> Result:
+    """The result, when the ledger knows of it."""
+    if result.verdict == GOOD:
+        try:
             ledger.note_flashed(job.medium, sha256, time.time(), job.device)
-    return results
+        except FirmwareError as error:  # somebody changed the ledger meanwhile
+            return replace(result, verdict=FAILED, reason=f"it is good, but not in the ledger: {error}")
+    return result
 
 
 def _sha256(image: Path, stop: threading.Event) -> str:

@@ -165,8 +165,7 @@ def _check_use(who: str, medium: Medium) -> None:
     if medium.holders:
         raise TargetRefusedError(
             f"{who}: it is part of {', '.join(medium.holders)}: take it out of there, or, where that is "
-            "gone for "
-            f"good, erase it with `wipefs --all {medium.path}` and its partitions first"
+            f"gone for good, erase it with `wipefs --all {medium.path}` and its partitions first"
         )
     if medium.mounts:
         raise TargetRefusedError(

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,14 @@ def add_commands(commands: Any) -> None:
 
 
 def _add_making(add: Add) -> None:
+    naming = add("names", _names, "print names of devices, e.g. for `graftwork-server devices token`")
     making = add("identities", _identities, "plan devices, and write a seed for each")
-    names = making.add_mutually_exclusive_group(required=True)
-    names.add_argument("--count", type=int, help="how many")
-    names.add_argument("--names", type=Path, metavar="FILE", help="names of devices, one in each line")
-    making.add_argument("--prefix", default="edge-", help="with --count, what names begin with (edge-)")
-    making.add_argument("--start", type=int, default=1, help="with --count, the first number (1)")
+    for action in (naming, making):
+        names = action.add_mutually_exclusive_group(required=True)
+        names.add_argument("--count", type=int, help="how many")
+        names.add_argument("--names", type=Path, metavar="FILE", help="names of devices, one in each line")
+        action.add_argument("--prefix", default="edge-", help="with --count, what names begin with (edge-)")
+        action.add_argument("--start", type=int, default=1, help="with --count, the first number (1)")
     repair = add("rma", _rma, "replace the record of a device after a repair, and write a new seed")
     repair.add_argument("serial", help="name of the device that was repaired")
     repair.add_argument("--new-serial", metavar="NAME", help="of the repaired device (default: the same)")
@@ -101,6 +104,8 @@ def _add_keeping(add: Add) -> None:
     listing = add("list", _list, "list the records")
     listing.add_argument("--status", choices=STATUSES, help="only those")
     listing.add_argument("--json", action="store_true", help="print JSON")
+    history = add("history", _history, "list what happened to a device, through all its records")
+    history.add_argument("serial", help="name of the device")
     revoke = add("revoke", _revoke, "put a device out of use (and `graftwork-server devices revoke` it)")
     revoke.add_argument("serial", help="name of the device")
     revoke.add_argument("--reason", default="by the operator", help="for the record")
@@ -118,12 +123,18 @@ def _add_keeping(add: Add) -> None:
     record.add_argument("--medium", help="serial of its medium")
 
 
+def _names(options: argparse.Namespace) -> None:
+    print("\n".join(_chosen(options)))
+
+
+def _chosen(options: argparse.Namespace) -> list[str]:
+    if options.names:
+        return read_serials(options.names.read_text("utf-8"))
+    return serials(options.prefix, options.count, options.start)
+
+
 def _identities(options: argparse.Namespace) -> None:
-    names = (
-        read_serials(options.names.read_text("utf-8"))
-        if options.names
-        else serials(options.prefix, options.count, options.start)
-    )
+    names = _chosen(options)
     with Ledger(options.ledger) as ledger:
         make_identities(ledger, names, _fleet(options), options.output, time.time())
     print(f"planned {len(names)} devices, {names[0]} to {names[-1]}; their seeds are in {options.output}")
@@ -156,8 +167,7 @@ def _fleet(options: argparse.Namespace) -> Fleet:
     if not options.factory_keys and options.enrolment_port and not options.tokens:
         raise FirmwareError(
             "--tokens: expected the folder that `graftwork-server devices token NAME... --output DIR` "
-            "wrote to; "
-            "for devices without a token: --factory-keys"
+            "wrote to; for devices without a token: --factory-keys"
         )
     named = {
         seeds.SERVICES_CA: options.services_ca,
@@ -205,6 +215,14 @@ def _list(options: argparse.Namespace) -> None:
         key, medium = (row["public_key"] or "-")[:16], row["medium"] or "-"
         print(f"{row['serial']:20} {row['status']:12} {key:16}  {medium:20} {row['reason']}".rstrip())
     print(f"{len(rows)} records")
+
+
+def _history(options: argparse.Namespace) -> None:
+    with Ledger(options.ledger) as ledger:
+        rows = ledger.history(options.serial)
+    for row in rows:
+        when = datetime.fromtimestamp(row["at"], timezone.utc)
+        print(f"{when:%Y-%m-%d %H:%M:%S}Z  {row['change']}")
 
 
 def _revoke(options: argparse.Namespace) -> None:

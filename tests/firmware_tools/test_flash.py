@@ -17,7 +17,6 @@ from firmware_tools.block_map import for_image, render
 from firmware_tools.flash import flash
 from firmware_tools.flash_progress import Bars, Lines
 from firmware_tools.ledger import Ledger
-from firmware_tools.medium_file import MediumWriter
 from firmware_tools.read_back import read_back
 from tests.firmware_tools.small_images import MIB, needs, partitioned_image, sparse_image
 
@@ -195,6 +194,8 @@ def test_the_ledger_knows_what_was_flashed_and_protects_devices_in_use(
     assert "give it one with --medium" in capsys.readouterr().out
     assert main([*command, "--medium", "c1"]) == 1
     assert "--medium: expected one for each of 2 targets, got 1" in capsys.readouterr().err
+    assert main([*command, "--medium", "reader", "--medium", "reader"]) == 1
+    assert "both go to one medium only. Card readers often" in capsys.readouterr().out
     command += ["--medium", "c1", "--medium", "c2"]
     assert main([*command, "--device", "edge-1", "--device", "edge-2"]) == 0
     with Ledger(ledger) as opened:
@@ -248,9 +249,21 @@ def test_a_signal_ends_the_program_with_a_clear_state(tmp_path: Path, number: si
         assert not any(card.read_bytes()[:MIB])
 
 
-def test_what_uses_a_device_keeps_it_from_being_opened(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No such file"), MediumWriter(tmp_path / "none"):
-        pass
+def test_a_target_that_was_pulled_out_meanwhile_fails(image: Path, tmp_path: Path) -> None:
+    card = tmp_path / "gone"
+    lines = Lines([card], 1, sys.stderr)
+    [result] = flash(image, for_image(image), [card], lines, threading.Event())
+    assert (result.verdict, result.bytes_written) == ("failed", 0)
+    assert "No such file" in result.reason
+
+
+def test_stopping_before_the_beginning_leaves_media_as_they_are(image: Path, tmp_path: Path) -> None:
+    [card] = targets(tmp_path, 1)
+    stop = threading.Event()
+    stop.set()
+    [result] = flash(image, for_image(image), [card], Lines([card], 1, sys.stderr), stop)
+    assert (result.verdict, result.reason) == ("interrupted", "nothing was written to it")
+    assert card.read_bytes()[:MIB] == b"\xa5" * MIB
 
 
 def test_bars_for_a_terminal(image: Path, tmp_path: Path) -> None:

@@ -136,6 +136,8 @@ def test_commands_list_revoke_and_export(tmp_path: Path, capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert "1 devices have enrolled" in out
     assert "1 records" in out
+    assert main(["provision", "history", "edge-2", "--ledger", path]) == 0
+    assert "2023-11-14 22:13:20Z  planned\n" in capsys.readouterr().out
     assert main(["provision", "record", "edge-1", "--public-key", "ff", "--ledger", path]) == 1
     assert "--public-key: " in capsys.readouterr().err
     with pytest.raises(FirmwareError, match="expected a list with id and public_key"):

@@ -107,6 +107,8 @@ def test_names_come_from_a_file_and_each_once(factory: Factory, capsys: pytest.C
     assert [row["serial"] for row in factory.records()] == ["pump-1", "pump-2"]
     assert factory.with_tokens("--names", str(names)) == 1
     assert "serial pump-1 has a record" in capsys.readouterr().err
+    assert main(["provision", "names", "--count", "2", "--prefix", "fan-", "--start", "9"]) == 0
+    assert capsys.readouterr().out == "fan-0009\nfan-0010\n"
     with pytest.raises(FirmwareError, match="got pump-1 twice"):
         read_serials("pump-1\npump-1\n")
     assert serials("x", 2, 99_999) == ["x099999", "x100000"]
