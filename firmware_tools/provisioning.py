@@ -166,7 +166,7 @@ def _write_seed(name: str, key: PrivateKey | None, fleet: Fleet, directory: Path
     if fleet.tokens is not None:
         token = fleet.tokens / f"{name}.token"
         files[seeds.TOKEN] = seeds.read_file(token)
-        seeds.check_secret(seeds.TOKEN, files[seeds.TOKEN], token)
+        seeds.check_token(files[seeds.TOKEN], token)
     if key is not None:
         files[seeds.DEVICE_KEY] = (key.raw.hex() + "\n").encode()
     seeds.write(directory, fleet.description(name, files), files)

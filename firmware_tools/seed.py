@@ -207,16 +207,14 @@ def read_file(path: Path) -> bytes:
     return data
 
 
-def check_secret(name: str, content: bytes, where: Path) -> None:
-    """Check the form of a secret without quoting it.
+def check_token(content: bytes, where: Path) -> None:
+    """Check the form of an enrolment token without quoting it.
 
     Raises:
         FirmwareError: it has another one.
     """
     text = content.decode("ascii", errors="replace").strip()
-    if name == DEVICE_KEY and not (len(text) == 64 and set(text) <= set("0123456789abcdef")):
-        raise FirmwareError(f"{where}: expected a key of 64 hexadecimal digits")
-    if not 16 <= len(text) <= 128 or not text.isalnum():
+    if not 16 <= len(text) <= 128 or not (text.isascii() and text.isalnum()):
         raise FirmwareError(
             f"{where}: expected a token from `graftwork-server devices token NAME --output DIR`"
         )

@@ -75,6 +75,18 @@ def test_a_factory_key_is_the_one_that_the_agent_signs_with(tmp_path: Path) -> N
     assert read(device.identity / "device.key").public == KEY.public
 
 
+def test_a_root_of_trust_comes_in_the_place_of_the_servers_key(tmp_path: Path) -> None:
+    files = {seeds.ROOT: b"{}"}
+    with pytest.raises(FirmwareError, match=r"server_key and root\.json: expected one of them"):
+        Fleet("plant", "10.0.0.1", server_key=SERVER_KEY).description("edge-1", files)
+    with pytest.raises(FirmwareError, match="expected the services' CA, as the device is to enrol"):
+        Fleet("plant", "10.0.0.1", enrolment_port=8884).description("edge-1", files)
+    seeds.write(tmp_path / "seed", Fleet("plant", "10.0.0.1").description("edge-1", files), files)
+    take_seed(tmp_path / "seed", tmp_path / "identity", tmp_path / "agent.toml")
+    config = load(tmp_path / "agent.toml")
+    assert (config.server_key, Path(config.root).read_bytes()) == ("", b"{}")
+
+
 class PowerCutError(BaseException):
     """No code of the program runs after this."""
 
