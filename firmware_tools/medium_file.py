@@ -8,6 +8,7 @@ import mmap
 import os
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from firmware_tools.errors import FirmwareError
@@ -99,12 +100,14 @@ class MediumReader:
             self._direct = os.open(target, os.O_RDONLY | os.O_DIRECT)
         except OSError:
             self._direct = -1
-        self._buffer = mmap.mmap(-1, CHUNK_BYTES)  # O_DIRECT wants an aligned address
+        self._buffers = [mmap.mmap(-1, CHUNK_BYTES) for _ in range(2)]  # O_DIRECT wants aligned addresses
+        self._ahead = ThreadPoolExecutor(max_workers=1)
 
     def __enter__(self) -> "MediumReader":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ahead.shutdown()
         os.close(self._descriptor)
         if self._direct >= 0:
             os.close(self._direct)
@@ -117,21 +120,27 @@ class MediumReader:
     def read(self, offset: int, length: int) -> Iterator[memoryview]:
         """Read a stretch in chunks, each good until the next is asked for; fewer bytes where the medium ends.
 
+        The next chunk is read while the caller works on one.
+
         Raises:
             OSError: the medium cannot be read there.
         """
-        end = offset + length
+        end, number = offset + length, 0
+        pending = self._ahead.submit(self._read_chunk, 0, offset, min(CHUNK_BYTES, length))
         while offset < end:
-            wanted = min(CHUNK_BYTES, end - offset)
-            done = self._read_chunk(offset, wanted)
+            done = pending.result()
             if not done:
                 return
-            with memoryview(self._buffer) as whole, whole[:done] as chunk:
+            offset, current, number = offset + done, number, 1 - number
+            if offset < end:
+                following = min(CHUNK_BYTES, end - offset)
+                pending = self._ahead.submit(self._read_chunk, number, offset, following)
+            with memoryview(self._buffers[current]) as whole, whole[:done] as chunk:
                 yield chunk
-            offset += done
 
-    def _read_chunk(self, offset: int, wanted: int) -> int:
-        with memoryview(self._buffer) as whole:
+    def _read_chunk(self, number: int, offset: int, wanted: int) -> int:
+        """Read into one of the two buffers; how much, which is less only where the medium ends."""
+        with memoryview(self._buffers[number]) as whole:
             # Past the cache in whole sectors: a cut one at the image's end is read with what follows it.
             rounded = -(-wanted // _ALIGNMENT) * _ALIGNMENT
             if self._direct >= 0 and offset % _ALIGNMENT == 0:
