@@ -174,7 +174,7 @@ def test_from_the_factory_to_the_first_boot(
         ("planned", None),
     ]
     assert main([*into, str(factory.output / f"edge-0002{suffix}")]) == 1
-    assert "expected an empty partition identity" in capsys.readouterr().err
+    assert "expected an empty partition seed" in capsys.readouterr().err
     assert image.read_bytes() == after
     device = factory.folder / "device"
     device.mkdir()
