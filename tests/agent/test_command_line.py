@@ -46,7 +46,7 @@ class Owner:
     def install(self) -> Store:
         """As if the agent had run: a package on disk and in the store."""
         state = self.folder / "state"
-        installation = Installation(state / "packages", ())
+        installation = Installation(state / "packages", tuple)
         installation.write_chunk(ARTIFACT, 0, PACKAGE)
         installation.install(ARTIFACT)
         store = Store(state / "agent.sqlite")
