@@ -135,7 +135,12 @@ def _check_signatures(by: Any, metadata: Any, whose: str) -> None:
 
     try:
         result = by.signed.get_verification_result(ROOT, metadata.signed_bytes, metadata.signatures)
-    except (RepositoryError, ValueError, KeyError, TypeError) as error:  # e.g. fractions have no canonical form
+    except (
+        RepositoryError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:  # e.g. fractions have no canonical form
         raise TrustError(f"the root's signatures cannot be checked: {shown(error)}") from error
     if not result.verified:
         raise TrustError(
@@ -178,7 +183,9 @@ def _material(key: Any) -> bytes:
     try:
         if key.keytype == "ed25519":
             return bytes.fromhex(public)
-        return load_pem_public_key(public.encode()).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return load_pem_public_key(public.encode()).public_bytes(
+            Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+        )
     except (ValueError, UnsupportedAlgorithm):
         return b""
 

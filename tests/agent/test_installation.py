@@ -98,7 +98,7 @@ def test_a_package_that_the_device_cannot_work_with_is_thrown_away(tmp_path: Pat
 
 
 def test_without_publishers_what_is_announced_is_installed(tmp_path: Path) -> None:
-    installation = Installation(tmp_path / "packages", lambda: [])
+    installation = Installation(tmp_path / "packages", list)
     write(installation, PACKAGE, ARTIFACT)
     installation.install(ARTIFACT)
     assert folders(tmp_path) == [ARTIFACT.sha256.hex()]
