@@ -61,7 +61,8 @@ class Revocations:
         self._now = now
         self._directory = directory
         self._reload_command = tuple(reload_command)
-        self._listed: set[str] = set()
+        self._listed: set[int] = set()
+        """Serials that this process put on the list."""
         self._due = -math.inf
 
     def tick(self) -> None:
@@ -70,16 +71,16 @@ class Revocations:
         if not waiting or self._now() < self._due:
             return
         try:
-            if set(waiting) - self._listed:
+            revoked = {serial for serial, _ in self._store.revoked_serials(self._now())}
+            if revoked - self._listed:
                 self.publish()
-                self._listed |= set(waiting)
+                self._listed = revoked
                 self._due = self._now() + SETTLE_SECONDS
                 return
             for device in waiting:
                 end_session(self._broker, device)
                 self._store.note_session_ended(device, self._now())
-                self._listed.discard(device)
-                log.warning("device=%s is revoked; its session was ended", device)
+                log.warning("device=%s: the session of a key that was revoked was ended", device)
         except ServerError as error:
             log.error("a revoked device's session stands: %s", error)
             self._due = self._now() + RETRY_SECONDS
@@ -106,8 +107,10 @@ class Revocations:
             FileNotFoundError
         ):  # the broker is not running: it reads the list when it starts
             try:
-                os.kill(int(path.read_text("ascii")), signal.SIGHUP)
-            except (ValueError, ProcessLookupError):
+                number = path.read_text("ascii").strip()
+                if number.isdecimal() and int(number) > 1:  # 0 and -1 would be many processes
+                    os.kill(int(number), signal.SIGHUP)
+            except (ValueError, OverflowError, ProcessLookupError):
                 return
             except OSError as error:
                 raise ServerError(
