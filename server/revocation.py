@@ -5,7 +5,6 @@ list is written and read again first, and then the server takes the session over
 between, the server goes on with it when it starts: the database knows which sessions were not ended yet.
 """
 
-import contextlib
 import logging
 import math
 import os
@@ -103,20 +102,17 @@ class Revocations:
                 raise ServerError(f"trust.reload_command failed: {error}") from error
             return
         path = self._directory / PID_FILE
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # the broker is not running: it reads the list when it starts
-            try:
-                number = path.read_text("ascii").strip()
-                if number.isdecimal() and int(number) > 1:  # 0 and -1 would be many processes
-                    os.kill(int(number), signal.SIGHUP)
-            except (ValueError, OverflowError, ProcessLookupError):
-                return
-            except OSError as error:
-                raise ServerError(
-                    f"the broker ({path}) cannot be told to read the list of revoked certificates: "
-                    f"{error.strerror}; set trust.reload_command"
-                ) from error
+        try:
+            number = path.read_text("ascii").strip()
+            if number.isdecimal() and int(number) > 1:  # 0 and -1 would be many processes
+                os.kill(int(number), signal.SIGHUP)
+        except (FileNotFoundError, ProcessLookupError, ValueError, OverflowError):
+            return  # the broker is not running: it reads the list when it starts
+        except OSError as error:
+            raise ServerError(
+                f"the broker ({path}) cannot be told to read the list of revoked certificates: "
+                f"{error.strerror}; set trust.reload_command"
+            ) from error
 
 
 def open_revocations(config: ServerConfig, store: Store, now: Callable[[], float]) -> Revocations | None:
