@@ -166,6 +166,8 @@ class SealingKey:
 def unseal(sealed: bytes, keys: Iterable[SealingKey], topic: str, *, limit: int) -> Unsealed:
     """Decrypt a message with the key that it names.
 
+    Memory: at most twice `limit` and 4 KiB beside the message.
+
     Args:
         sealed: the bytes received.
         keys: those that the server has, the one before included while it is being replaced.

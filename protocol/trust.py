@@ -49,6 +49,8 @@ class Root:
 def first_root(data: bytes) -> Root:
     """Read the root that a device or server was given; it must be signed by a threshold of its own keys.
 
+    Memory: at most 64 times its bytes, which MAX_ROOT_BYTES bounds, and 64 KiB.
+
     Raises:
         TrustError: malformed, too large, or not signed by enough of its keys.
     """
@@ -59,6 +61,8 @@ def first_root(data: bytes) -> Root:
 
 def next_root(trusted: Root, data: bytes) -> Root:
     """Read the version that follows `trusted`.
+
+    Memory: as `first_root`, for both of them.
 
     Raises:
         TrustError: not the next version, of another federation, or not signed by enough keys of both
