@@ -126,6 +126,16 @@ class EnrolmentConfig:
 
 
 @dataclass(frozen=True)
+class FirmwareConfig:
+    """Where the device's image says what it is; on devices without one, nowhere."""
+
+    release_file: str = ""
+    """Lines `compatible=...` and `version=...`."""
+    update_file: str = ""
+    """JSON with what became of the last update."""
+
+
+@dataclass(frozen=True)
 class AgentConfig:
     """Everything that the owner of a device can set."""
 
@@ -147,6 +157,7 @@ class AgentConfig:
     root: str = ""
     """File with the federation's root of trust, instead of `server_key`: the server's key can then change."""
     enrolment: EnrolmentConfig = field(default_factory=EnrolmentConfig)
+    firmware: FirmwareConfig = field(default_factory=FirmwareConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     sending: SendingPolicy = field(default_factory=SendingPolicy)

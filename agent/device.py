@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from agent import adoption, participant
+from agent import adoption, firmware, participant
 from agent.config import AgentConfig
 from agent.engine import Engine, Floats
 from agent.engines import open_engine
@@ -112,7 +112,9 @@ class DeviceAgent:
         self._voice = Voice(config.device, self._topics, identity.key(), publish, keyring)
         self._renewal = Renewal(identity, self._voice, now)
         self._outbox = Outbox(store, self._voice, now=now, traffic=traffic, owner=config.sending)
-        self._reporter = Reporter(store, self._voice, now=now, traffic=traffic)
+        self._reporter = Reporter(
+            store, self._voice, now=now, traffic=traffic, firmware=lambda: firmware.read(config.firmware)
+        )
         self._held: Round | None = None
         """A round that is not answered while updates wait."""
         self._looked_at = -math.inf

@@ -67,12 +67,12 @@ class Identity:
         Raises:
             SetupError: the file holds something else.
         """
+        if not self.certificate_file.exists():
+            return None
         from cryptography import x509  # noqa: PLC0415 - a device without certificates does without
 
         try:
             certificate = x509.load_pem_x509_certificate(self.certificate_file.read_bytes())
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError) as error:
             raise SetupError(f"{self.certificate_file}: expected a key and a certificate: {error}") from error
         return Validity(
@@ -150,3 +150,19 @@ class Identity:
         except OSError as error:
             raise SetupError(f"{self.certificate_file}: cannot be written: {error.strerror}") from error
         return Validity(found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp())
+
+    def forget(self) -> None:
+        """Put keys and certificate away: the next ones are new. For a device that was revoked or repaired.
+
+        The old ones stay beside them, renamed, until the next time.
+
+        Raises:
+            SetupError: they cannot be renamed.
+        """
+        try:
+            for name in (KEY_FILE, CERTIFICATE_FILE, _NEXT_KEY, _NEXT_REQUEST):
+                path = self._directory / name
+                if path.exists():
+                    path.replace(path.with_name(f"{name}.before"))
+        except OSError as error:
+            raise SetupError(f"{self._directory}: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""graftwork-firmware: prepare environments for device images."""
+"""graftwork-firmware: build, provision, flash and update device images."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from firmware_tools import device_commands
 from firmware_tools.errors import FirmwareError
 from firmware_tools.trim import trim
 
@@ -21,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--dry-run", action="store_true", help="remove nothing, only say how much it is")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(command=_trim)
+    device_commands.add_commands(commands)
     options = parser.parse_args(arguments)
     try:
         options.command(options)

@@ -28,6 +28,8 @@ COLUMNS = [
     "labelled_windows",
     "certificate_until",
     "agent_version",
+    "firmware",
+    "firmware_update",
     "public_key",
 ]
 

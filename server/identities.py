@@ -89,10 +89,17 @@ class Identities:
                 )
         return bool(changed)
 
-    def sessions_to_end(self) -> list[str]:
-        """Devices that were revoked, or came with another key, and whose session was not ended yet."""
-        statement = sql.select(tables.devices.c.id).where(session_to_end()).order_by(tables.devices.c.id)
-        return [row["id"] for row in self._database.all(statement)]
+    def sessions_to_end(self) -> dict[str, float]:
+        """Devices that were revoked or came with another key, while the session before stands; since when."""
+        devices = tables.devices.c
+        statement = sql.select(devices.id, devices.status_at).where(session_to_end()).order_by(devices.id)
+        return {row["id"]: row["status_at"] or 0.0 for row in self._database.all(statement)}
+
+    def barred(self) -> frozenset[str]:
+        """Devices that are quarantined or revoked."""
+        devices = tables.devices.c
+        rows = self._database.all(sql.select(devices.id).where(devices.status != ACTIVE))
+        return frozenset(row["id"] for row in rows)
 
     def note_session_ended(self, device: str, now: float) -> None:
         """Note that the broker ended a device's session; if it comes back, it says so."""
@@ -102,6 +109,15 @@ class Identities:
                 .where(tables.devices.c.id == device)
                 .values(session_ended_at=now, online=False)
             )
+
+    def revocations(self) -> tuple[int, float]:
+        """(how many certificates are revoked, when the last one was): changes with each revocation."""
+        columns = tables.certificates.c
+        statement: Any = sql.select(
+            sql.func.count(columns.revoked_at).label("count"), sql.func.max(columns.revoked_at).label("last")
+        )
+        row = self._database.first(statement)
+        return (row["count"], row["last"] or 0.0) if row else (0, 0.0)
 
     def revoked_serials(self, now: float) -> list[tuple[int, float]]:
         """(serial, when it was revoked) of every certificate that would otherwise still be good."""

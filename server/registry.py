@@ -82,6 +82,8 @@ class Registry:
                     release=state.release,
                     labelled_windows=state.labelled_windows,
                     waits=text(state.waits),
+                    firmware=text(state.firmware),
+                    firmware_update=text(state.firmware_update),
                 )
             )
 

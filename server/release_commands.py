@@ -20,6 +20,8 @@ from server.store import Store
 from server.table import open_store
 from server.withdrawals import replacement
 
+RECOVERY = 10_000
+"""More releases than any backup is old."""
 ORDER_SECONDS = 90 * 86_400.0
 """How long an order is good that the server signs itself."""
 
@@ -41,6 +43,12 @@ def add_commands(add: Add) -> None:
     rollback = add("rollback", _rollback, "go back to an earlier release of the package that runs")
     rollback.add_argument("release", type=int, help="its number, see `releases`")
     rollback.add_argument("--reason", default="", help="for the record")
+    recover = add(
+        "recover", _recover, "after restoring a backup: go on with numbers that devices have not seen"
+    )
+    recover.add_argument(
+        "--by", type=int, default=RECOVERY, help=f"how many numbers are passed over (default: {RECOVERY})"
+    )
 
 
 def _push(options: argparse.Namespace, config: ServerConfig) -> int:
@@ -82,6 +90,15 @@ def _rollback(options: argparse.Namespace, config: ServerConfig) -> int:
         if not store.withdraw(reason, {}, replacement(newest, restored, time.time())):
             raise ServerError("another release came in between; look at `releases`, and try again")
     print(f"release {newest.number + 1} is release {restored.number} once more")
+    return 0
+
+
+def _recover(options: argparse.Namespace, config: ServerConfig) -> int:
+    if options.by < 1:
+        raise ServerError(f"--by: expected 1 or more, got {options.by}")
+    with open_store(config) as store:
+        release = store.skip_numbers(options.by, time.time())
+    print(f"packages, rounds and releases go on from release {release}, which is the newest one once more")
     return 0
 
 

@@ -43,6 +43,7 @@ class Revocations:
         *,
         directory: Path,
         reload_command: Sequence[str] = (),
+        ended: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         """Take what is needed.
 
@@ -52,6 +53,7 @@ class Revocations:
             broker: the listener for services.
             now: Unix seconds.
             directory: what `broker-config` wrote.
+            ended: takes the seconds from a revocation to the end of the session.
             reload_command: makes the broker read the list; empty: SIGHUP to the process in its pid file.
         """
         self._store = store
@@ -60,29 +62,36 @@ class Revocations:
         self._now = now
         self._directory = directory
         self._reload_command = tuple(reload_command)
-        self._listed: set[int] = set()
-        """Serials that this process put on the list."""
+        self._ended = ended
+        self._listed: tuple[int, float] | None = None
+        """What the broker's list was made of."""
         self._due = -math.inf
+        self._complaint = ""
 
     def tick(self) -> None:
         """Do what can be done now; what fails is tried again."""
-        waiting = self._store.sessions_to_end()
-        if not waiting or self._now() < self._due:
+        if 0 < self._due - self._now() <= RETRY_SECONDS:  # clocks go back, too
             return
         try:
-            revoked = {serial for serial, _ in self._store.revoked_serials(self._now())}
-            if revoked - self._listed:
+            waiting = self._store.sessions_to_end()  # first: who comes in between is on no list yet
+            revocations = self._store.revocations()
+            if revocations != self._listed:
                 self.publish()
-                self._listed = revoked
+                self._listed = revocations
                 self._due = self._now() + SETTLE_SECONDS
                 return
-            for device in waiting:
+            for device, since in waiting.items():
                 end_session(self._broker, device)
+                self._ended(self._now() - since)
                 self._store.note_session_ended(device, self._now())
                 log.warning("device=%s: the session of a key that was revoked was ended", device)
         except ServerError as error:
-            log.error("a revoked device's session stands: %s", error)
+            level = logging.DEBUG if str(error) == self._complaint else logging.ERROR
+            log.log(level, "revocations do not reach the broker, which is tried again: %s", error)
+            self._complaint = str(error)
             self._due = self._now() + RETRY_SECONDS
+        else:
+            self._complaint = ""
 
     def publish(self) -> None:
         """Write the list and make the broker read it.
@@ -115,7 +124,12 @@ class Revocations:
             ) from error
 
 
-def open_revocations(config: ServerConfig, store: Store, now: Callable[[], float]) -> Revocations | None:
+def open_revocations(
+    config: ServerConfig,
+    store: Store,
+    now: Callable[[], float],
+    ended: Callable[[float], None] = lambda _seconds: None,
+) -> Revocations | None:
     """Revocation as the server is configured for it; None: no authority, or no directory of the broker.
 
     Raises:
@@ -131,6 +145,7 @@ def open_revocations(config: ServerConfig, store: Store, now: Callable[[], float
         now,
         directory=Path(policy.broker_directory),
         reload_command=policy.reload_command,
+        ended=ended,
     )
 
 

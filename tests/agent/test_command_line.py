@@ -109,6 +109,7 @@ def test_the_status_of_a_device_that_learns(owner: Owner) -> None:
         "training_progress": None,
         "training_paused": None,
         "schedule": None,
+        "certificate": "none",
     }
     assert "personal" in owner("status")[1]
 

@@ -134,12 +134,12 @@ def test_another_key_needs_a_token_made_for_replacing(plant: Plant) -> None:
 def test_the_key_before_loses_its_certificates_and_its_session(plant: Plant) -> None:
     plant.enrol(token=plant.token())
     plant.enrol(request=b"s" * 32)
-    assert plant.store.sessions_to_end() == []
+    assert list(plant.store.sessions_to_end()) == []
     plant.enrol(key=TWO, token=plant.token(replace=True), request=b"t" * 32, now=NOW + 7)
     assert plant.store.revoked_serials(NOW + 7) == [(1, NOW + 7), (2, NOW + 7)]
-    assert plant.store.sessions_to_end() == ["pump-1"]
+    assert list(plant.store.sessions_to_end()) == ["pump-1"]
     plant.store.note_session_ended("pump-1", NOW + 8)
-    assert plant.store.sessions_to_end() == []
+    assert list(plant.store.sessions_to_end()) == []
     assert [row["revoked_at"] for row in plant.store.certificates("pump-1")].count(None) == 1
 
 
@@ -147,7 +147,7 @@ def test_a_quarantine_does_not_forget_the_session_of_the_key_before(plant: Plant
     plant.enrol(token=plant.token())
     plant.enrol(key=TWO, token=plant.token(replace=True), request=b"s" * 32)
     plant.store.set_status("pump-1", QUARANTINED, "odd", NOW)
-    assert plant.store.sessions_to_end() == ["pump-1"]
+    assert list(plant.store.sessions_to_end()) == ["pump-1"]
 
 
 def test_a_used_token_undoes_no_replacement(plant: Plant) -> None:

@@ -191,7 +191,7 @@ class TestAtTheBroker:
         assert "its certificates are on the broker's list, and its session was ended" in out
         assert ended == ["pump-1"]
         assert (fleet.folder / "told").exists()
-        assert fleet.with_store(lambda store: store.sessions_to_end()) == []
+        assert fleet.with_store(lambda store: list(store.sessions_to_end())) == []
 
     def test_while_the_broker_is_away_the_command_says_so_and_the_server_goes_on(
         self, fleet: Fleet, ended: list[str], monkeypatch: pytest.MonkeyPatch
@@ -207,7 +207,7 @@ class TestAtTheBroker:
         assert "a running server goes on trying" in errors
         assert ended == []
         assert fleet.device()["status"] == "revoked"
-        assert fleet.with_store(lambda store: store.sessions_to_end()) == ["pump-1"]
+        assert fleet.with_store(lambda store: list(store.sessions_to_end())) == ["pump-1"]
         assert "session that is not ended yet" in fleet.mistake("devices", "remove", "pump-1")
 
 

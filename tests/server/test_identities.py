@@ -107,7 +107,7 @@ def test_quarantine_and_back(store: Store) -> None:
     assert store.set_status("pump-1", ACTIVE, "", NOW + 1)
     assert not store.set_status("pump-1", ACTIVE, "", NOW + 1)
     assert not store.set_status("pump-9", QUARANTINED, "", NOW)
-    assert store.sessions_to_end() == []
+    assert list(store.sessions_to_end()) == []
 
 
 def test_a_revoked_device_stays_so(store: Store) -> None:
@@ -135,9 +135,9 @@ def test_a_session_is_to_end_until_it_has_ended(store: Store) -> None:
     store.register_device("pump-0", private_key(2).public, NOW)
     store.set_status("pump-1", REVOKED, "", NOW)
     store.set_status("pump-0", REVOKED, "", NOW)
-    assert store.sessions_to_end() == ["pump-0", "pump-1"]
+    assert list(store.sessions_to_end()) == ["pump-0", "pump-1"]
     store.note_session_ended("pump-1", NOW + 1)
-    assert store.sessions_to_end() == ["pump-0"]
+    assert list(store.sessions_to_end()) == ["pump-0"]
     rows = {row["id"]: row for row in store.devices()}
     assert (rows["pump-1"]["session_ended_at"], rows["pump-1"]["online"]) == (NOW + 1, False)
 

@@ -1,6 +1,7 @@
 """Where messages come in: who may speak at all, sealed to whom, about which round."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from protocol.messages import ChunkRequest, DeviceState, Report, Update, sign_me
 from protocol.sealing import HYBRID, SealingKey
 from protocol.signing import PrivateKey
 from server.identities import QUARANTINED, REVOKED, NewCertificate
-from server.reception import Incoming, Reception
+from server.limits import LimitsPolicy, RateLimiter
+from server.reception import Incoming, Reception, RefusedMessage
 from server.store import Store
 from tests.builders import SEALING, Clock, private_key
 from tests.server.databases import Database
@@ -51,6 +53,7 @@ class Server:
             TOPICS,
             sealing or (SEALING,),
             self.clock,
+            limiter=RateLimiter(LimitsPolicy()),
             maximum_update_bytes=LIMIT,
             open_enrolment=open_enrolment,
         )
@@ -80,6 +83,17 @@ def said(
     return sealing.public.seal(envelope, topic, NUMBERS[kind] if number is None else number)
 
 
+@contextmanager
+def refuses(
+    kind: type[ProtocolError], *, match: str | None = None, signed: bool | None = None
+) -> Iterator[None]:
+    """What follows is refused for such an error; `signed`: by the device itself."""
+    with pytest.raises(RefusedMessage, match=match) as caught:
+        yield
+    assert isinstance(caught.value.error, kind)
+    assert signed in (None, caught.value.signed)
+
+
 @pytest.fixture
 def server(tmp_path: Path, database: Database) -> Iterator[Server]:
     server = Server(tmp_path / "data", database(tmp_path / "data"))
@@ -97,7 +111,7 @@ def test_a_registered_device_is_heard(server: Server, kind: str) -> None:
 
 @by_kind
 def test_who_is_not_registered_is_not(server: Server, kind: str) -> None:
-    with pytest.raises(IdentityError, match="not registered"):
+    with refuses(IdentityError, match="not registered"):
         server.receive(kind, said(kind, device="pump-2"), "pump-2")
 
 
@@ -105,7 +119,7 @@ def test_who_is_not_registered_is_not(server: Server, kind: str) -> None:
 def test_who_was_revoked_a_moment_ago_is_not(server: Server, kind: str) -> None:
     assert server.receive(kind) is not None
     server.store.set_status("pump-1", REVOKED, "stolen", server.clock())
-    with pytest.raises(IdentityError, match="the device is revoked"):
+    with refuses(IdentityError, match="the device is revoked"):
         server.receive(kind)
 
 
@@ -130,22 +144,22 @@ def test_whose_certificate_has_ended_may_only_renew_it(server: Server, kind: str
     if kind == "renew":
         assert server.receive(kind) is not None
         return
-    with pytest.raises(IdentityError, match="certificate has expired"):
+    with refuses(IdentityError, match="certificate has expired"):
         server.receive(kind)
 
 
 @by_kind
 def test_what_another_signed_is_refused(server: Server, kind: str) -> None:
-    with pytest.raises(SignatureError):
+    with refuses(SignatureError, signed=False):
         server.receive(kind, said(kind, key=STRANGER))
     server.store.register_device("pump-2", STRANGER.public, server.clock())
-    with pytest.raises(ProtocolError):  # moved from one device's topic to another's
+    with refuses(ProtocolError):  # moved from one device's topic to another's
         server.receive(kind, said(kind, key=STRANGER, device="pump-2"), "pump-1")
 
 
 @by_sealed
 def test_what_is_not_sealed_is_refused(server: Server, kind: str) -> None:
-    with pytest.raises(SealingError, match="expected a message sealed to this server's key"):
+    with refuses(SealingError, match="expected a message sealed to this server's key", signed=False):
         server.receive(kind, sign_message(MESSAGES[kind], KEY, TOPICS.up("pump-1", kind)))
 
 
@@ -154,7 +168,7 @@ def test_what_is_not_sealed_is_refused(server: Server, kind: str) -> None:
 def test_what_was_sealed_for_another_round_than_it_says_is_refused(
     server: Server, kind: str, number: int
 ) -> None:
-    with pytest.raises(SealingError, match=f"sealed for number {number}, and says that it is about"):
+    with refuses(SealingError, match=f"sealed for number {number}, and says that it is about"):
         server.receive(kind, said(kind, number=number))
 
 
@@ -166,14 +180,14 @@ def test_while_the_key_is_replaced_both_are_opened(server: Server, kind: str, su
     for key in (following, SEALING):
         assert server.receive(kind, said(kind, sealing=key)) is not None
     server.reception = server.make(following)
-    with pytest.raises(SealingError):
+    with refuses(SealingError):
         server.receive(kind, said(kind, sealing=SEALING))
 
 
 @by_sealed
 def test_what_was_moved_to_the_other_kind_is_refused(server: Server, kind: str) -> None:
     [other] = set(SEALED) - {kind}
-    with pytest.raises(SealingError):
+    with refuses(SealingError):
         server.receive(other, said(kind))
 
 
@@ -182,14 +196,14 @@ def test_an_update_is_bounded_by_the_configuration(server: Server) -> None:
     fits = replace(UPDATE, body=bytes(LIMIT - overhead))
     assert server.receive("update", said("update", fits)) is not None
     for size in (LIMIT + 1, 10 * LIMIT):
-        with pytest.raises(EncodingError, match="expected"):
+        with refuses(EncodingError, match="expected"):
             server.receive("update", said("update", replace(UPDATE, body=bytes(size))))
 
 
 @by_kind
 @pytest.mark.parametrize("payload", [b"\xff", bytes(11), bytes(1 << 16)])
 def test_hostile_bytes_are_refused(server: Server, kind: str, payload: bytes) -> None:
-    with pytest.raises(ProtocolError):
+    with refuses(ProtocolError):
         server.receive(kind, payload)
 
 
@@ -198,13 +212,13 @@ def test_only_a_state_may_be_cleared(server: Server, kind: str) -> None:
     if kind == "state":
         assert server.receive(kind, b"") is None
         return
-    with pytest.raises(ProtocolError):
+    with refuses(ProtocolError):
         server.receive(kind, b"")
 
 
 def test_foreign_topics_are_refused(server: Server) -> None:
     for topic in (TOPICS.down("pump-1", "receipt"), TOPICS.enroll("n", "request"), "x", ""):
-        with pytest.raises(EncodingError, match="expected a topic"):
+        with refuses(EncodingError, match="expected a topic"):
             server.reception.receive(topic, b"x")
 
 
@@ -216,31 +230,31 @@ class TestOpenEnrolment:
     def test_the_first_state_registers_and_no_other_kind(self, server: Server) -> None:
         server.reception = server.make(open_enrolment=True)
         for kind in set(MESSAGES) - {"state"}:
-            with pytest.raises(IdentityError, match="not registered"):
+            with refuses(IdentityError, match="not registered"):
                 server.receive(kind, said(kind, device="new"), "new")
         assert server.receive("state", self.greeting("new"), "new") is not None
         assert server.receive("report", said("report", device="new"), "new") is not None
 
     def test_a_key_that_did_not_sign_is_not_registered(self, server: Server) -> None:
         server.reception = server.make(open_enrolment=True)
-        with pytest.raises(SignatureError):
+        with refuses(SignatureError):
             server.receive("state", self.greeting("new", STRANGER), "new")
         assert server.store.identity("new") is None
 
     @pytest.mark.parametrize("name", ["graftwork-server-pumps", "GRAFTWORK-bridge"])
     def test_no_device_gets_the_name_of_a_service(self, server: Server, name: str) -> None:
         server.reception = server.make(open_enrolment=True)
-        with pytest.raises(EncodingError, match="does not begin with graftwork-"):
+        with refuses(EncodingError, match="does not begin with graftwork-"):
             server.receive("state", self.greeting(name), name)
         assert server.store.identity(name) is None
 
     def test_a_known_name_keeps_its_key(self, server: Server) -> None:
         server.reception = server.make(open_enrolment=True)
-        with pytest.raises(SignatureError):
+        with refuses(SignatureError):
             server.receive("state", self.greeting("pump-1", STRANGER, STRANGER))
 
     def test_a_revoked_device_does_not_come_back_that_way(self, server: Server) -> None:
         server.reception = server.make(open_enrolment=True)
         server.store.set_status("pump-1", REVOKED, "", server.clock())
-        with pytest.raises(IdentityError, match="revoked"):
+        with refuses(IdentityError, match="revoked"):
             server.receive("state")
