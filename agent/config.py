@@ -144,7 +144,7 @@ class AgentConfig:
     federation: str
     server_key: str = ""
     """The server's public key (hexadecimal), from `graftwork-server key`: all that the device believes."""
-    source: SourceConfig = field(default_factory=lambda: SourceConfig("spool"))
+    source: SourceConfig = field(default_factory=lambda: SourceConfig(""))
     state_directory: str = "state"
     """For database, packages and feature cache; relative to the configuration file."""
     publishers: tuple[str, ...] = ()
@@ -166,6 +166,8 @@ class AgentConfig:
     def __post_init__(self) -> None:
         check_device(self.device)
         check_name(self.federation)
+        if not self.source.directory:
+            raise ValueError("source: missing; expected a table that names the directory of the recordings")
         if bool(self.server_key) == bool(self.root):
             raise ValueError("server_key and root: expected one of them")
         if self.server_key:

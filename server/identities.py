@@ -12,10 +12,12 @@ import sqlalchemy as sql
 
 from protocol.signing import PublicKey
 from server import tables
-from server.database import Database
+from server.database import Database, text
 
 ACTIVE, QUARANTINED, REVOKED = "active", "quarantined", "revoked"
 STATUSES = (ACTIVE, QUARANTINED, REVOKED)
+SESSION_OF_KEY_BEFORE = 0.0
+"""In the place of the moment at which a session was ended: that of the key before is to be ended."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,9 @@ class Identities:
                 .where(devices.c.id == device, devices.c.status.notin_([status, REVOKED]))
                 .values(
                     status=status,
-                    status_reason=reason.replace("\0", "\N{REPLACEMENT CHARACTER}")[:500],
+                    status_reason=text(reason)[:500],
                     status_at=now,
-                    session_ended_at=None,
+                    **({"session_ended_at": None} if status == REVOKED else {}),
                 )
             ).rowcount
             if changed and status == REVOKED:
@@ -88,11 +90,9 @@ class Identities:
         return bool(changed)
 
     def sessions_to_end(self) -> dict[str, float]:
-        """Revoked devices whose session at the broker was not ended yet, and since when they are revoked."""
+        """Devices that were revoked or came with another key, while the session before stands; since when."""
         devices = tables.devices.c
-        statement = sql.select(devices.id, devices.status_at).where(
-            devices.status == REVOKED, devices.session_ended_at.is_(None)
-        )
+        statement = sql.select(devices.id, devices.status_at).where(session_to_end()).order_by(devices.id)
         return {row["id"]: row["status_at"] or 0.0 for row in self._database.all(statement)}
 
     def barred(self) -> frozenset[str]:
@@ -102,7 +102,7 @@ class Identities:
         return frozenset(row["id"] for row in rows)
 
     def note_session_ended(self, device: str, now: float) -> None:
-        """Note that the broker ended a revoked device's session."""
+        """Note that the broker ended a device's session; if it comes back, it says so."""
         with self._database.engine.begin() as connection:
             connection.execute(
                 tables.devices.update()
@@ -151,6 +151,13 @@ class Identities:
             .where(columns.device == device)
             .order_by(columns.issued_at.desc())
         )
+
+
+def session_to_end() -> sql.ColumnElement[bool]:
+    """Whether a device's session at the broker has to be ended."""
+    devices = tables.devices.c
+    revoked = sql.and_(devices.status == REVOKED, devices.session_ended_at.is_(None))
+    return sql.or_(revoked, devices.session_ended_at == SESSION_OF_KEY_BEFORE)
 
 
 def registered(connection: sql.Connection, device: str) -> dict[str, Any] | None:

@@ -138,13 +138,13 @@ def _order(
         raise ServerError(
             f"package {manifest.name} {manifest.version} has expired: no device would install it"
         )
-    held = _version_that_runs(store, manifest.name)
+    held = _version_that_devices_had(store, manifest.name)
     if held is None or manifest.version >= held:
         return None
     if options.rollback is None:
         raise ServerError(
-            f"version {manifest.version} of {manifest.name} is older than {held}, which runs: devices would "
-            "refuse it; to go back, add --rollback"
+            f"version {manifest.version} of {manifest.name} is older than {held}, which devices had: they "
+            "would refuse it; to go back, add --rollback"
         )
     if options.rollback != Path():
         envelope: bytes = options.rollback.read_bytes()
@@ -164,12 +164,15 @@ def _order(
     return envelope
 
 
-def _version_that_runs(store: Store, name: str) -> int | None:
+def _version_that_devices_had(store: Store, name: str) -> int | None:
+    """Version of the newest package of this name, which need not be the one that runs."""
     newest = store.newest_package()
-    if newest is None:
-        return None
-    data = store.package_path(newest.sha256).read_bytes()
-    manifest = unpack(data, None).manifest  # checked when it was pushed
-    if hashlib.sha256(data).digest() != newest.sha256 or manifest.name != name:
-        return None
-    return manifest.version
+    for number in range(newest.version if newest else 0, 0, -1):
+        record = store.package(number)
+        if record is None or not f"{record.name} ".startswith(f"{name} "):
+            continue
+        data = store.package_path(record.sha256).read_bytes()
+        manifest = unpack(data, None).manifest  # checked when it was pushed
+        if hashlib.sha256(data).digest() == record.sha256 and manifest.name == name:
+            return manifest.version
+    return None

@@ -5,7 +5,6 @@ list is written and read again first, and then the server takes the session over
 between, the server goes on with it when it starts: the database knows which sessions were not ended yet.
 """
 
-import contextlib
 import logging
 import math
 import os
@@ -71,20 +70,21 @@ class Revocations:
 
     def tick(self) -> None:
         """Do what can be done now; what fails is tried again."""
-        if self._now() < self._due:
+        if 0 < self._due - self._now() <= RETRY_SECONDS:  # clocks go back, too
             return
         try:
+            waiting = self._store.sessions_to_end()  # first: who comes in between is on no list yet
             revocations = self._store.revocations()
             if revocations != self._listed:
                 self.publish()
                 self._listed = revocations
                 self._due = self._now() + SETTLE_SECONDS
                 return
-            for device, since in self._store.sessions_to_end().items():
+            for device, since in waiting.items():
                 end_session(self._broker, device)
                 self._ended(self._now() - since)
                 self._store.note_session_ended(device, self._now())
-                log.warning("device=%s is revoked; its session was ended", device)
+                log.warning("device=%s: the session of a key that was revoked was ended", device)
         except ServerError as error:
             level = logging.DEBUG if str(error) == self._complaint else logging.ERROR
             log.log(level, "revocations do not reach the broker, which is tried again: %s", error)
@@ -111,18 +111,17 @@ class Revocations:
                 raise ServerError(f"trust.reload_command failed: {error}") from error
             return
         path = self._directory / PID_FILE
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # the broker is not running: it reads the list when it starts
-            try:
-                os.kill(int(path.read_text("ascii")), signal.SIGHUP)
-            except (ValueError, ProcessLookupError):
-                return
-            except OSError as error:
-                raise ServerError(
-                    f"the broker ({path}) cannot be told to read the list of revoked certificates: "
-                    f"{error.strerror}; set trust.reload_command"
-                ) from error
+        try:
+            number = path.read_text("ascii").strip()
+            if number.isdecimal() and int(number) > 1:  # 0 and -1 would be many processes
+                os.kill(int(number), signal.SIGHUP)
+        except (FileNotFoundError, ProcessLookupError, ValueError, OverflowError):
+            return  # the broker is not running: it reads the list when it starts
+        except OSError as error:
+            raise ServerError(
+                f"the broker ({path}) cannot be told to read the list of revoked certificates: "
+                f"{error.strerror}; set trust.reload_command"
+            ) from error
 
 
 def open_revocations(
