@@ -105,9 +105,7 @@ class Attacks(Generic[Place]):
         """
         for attack in self.entries:
             finding = attack.play(place)
-            note(
-                Result(self.group, attack.name, attack.tried, finding, attack.passive, attack.nameless)
-            )
+            note(Result(self.group, attack.name, attack.tried, finding, attack.passive, attack.nameless))
 
 
 def summary(results: Iterable[Result]) -> dict[str, Any]:

@@ -156,11 +156,7 @@ class Client:
         Args:
             with_will: have the broker publish the last will.
         """
-        reason = (
-            ReasonCode(PacketTypes.DISCONNECT, "Disconnect with will message")
-            if with_will
-            else None
-        )
+        reason = ReasonCode(PacketTypes.DISCONNECT, "Disconnect with will message") if with_will else None
         self._client.disconnect(reason)
         if self._started:
             self._client.loop_stop()

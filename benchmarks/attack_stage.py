@@ -7,6 +7,7 @@ be if it were. Three machines with real agents learn meanwhile.
 """
 
 import contextlib
+import re
 import signal
 import subprocess
 import sys
@@ -29,7 +30,9 @@ from benchmarks.attack_book import NOTHING, Trace
 from benchmarks.attack_client import PATIENCE_SECONDS, AttackError, Attempt, Client, Identity
 from benchmarks.enrolling import enrol
 from protocol.charter import TrainingPolicy
+from protocol.errors import ProtocolError
 from protocol.messages import DeviceState, sign_message
+from protocol.sealing import unseal
 from protocol.signing import PrivateKey
 from protocol.topics import Topics
 from runtime.keys import load_or_make, read
@@ -51,10 +54,11 @@ BACK_DOOR = """
 listener {port} 127.0.0.1
 allow_anonymous true
 """
+NEWCOMERS_LOG = "enrolment.log"
 ROUNDS = 2
 PAUSE_SECONDS = 4.0
 """Between the rounds: in which a device is stopped, so that the next round stays open."""
-NOTICE_SECONDS = 3.0
+NOTICE_SECONDS = 1.5
 """How long to look for an entry in a log."""
 
 
@@ -112,6 +116,9 @@ class Stage:
         self._identities = directory / "identities"
         self._identities.mkdir()
         self._sessions: dict[str, int] = {}
+        self._phase = 0
+        self.revocation_seconds = 0.0
+        """From the operator's command to the end of the session; 0: not measured."""
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "Stage":
@@ -128,6 +135,8 @@ class Stage:
             self.keys = ServerKeys.load_or_make(self.data, "", self.store.newest_root())
             for name in ("mallory", "honest"):
                 self.enrol(name)
+                with self.connected(name) as client:  # whom the server never heard, rounds would wait for
+                    client.publish(self.topics.up(name, "state"), self.state(name))
             self._stack = stack.pop_all()
         return self
 
@@ -201,14 +210,14 @@ class Stage:
         return Client(port or self.port, client_id, identity=identity, **choices)
 
     @contextlib.contextmanager
-    def connected(self, name: str, **choices: Any) -> Iterator[Client]:
+    def connected(self, name: str, *, clean_start: bool = True, **choices: Any) -> Iterator[Client]:
         """A device that enrolled, connected.
 
         Raises:
             AttackError: it does not get in.
         """
         with self.client(self.identity(name), name, **choices) as client:
-            attempt = client.connect()
+            attempt = client.connect(clean_start=clean_start)
             if attempt != Attempt(True, "Success"):
                 raise AttackError(f"{name} does not get in: {attempt.reason}")
             yield client
@@ -217,9 +226,7 @@ class Stage:
         """A signed state of a device that is not there to train."""
         session = self._sessions[name] = self._sessions.get(name, int(clock() * 1000)) + 1
         key = self.key(name)
-        return sign_message(
-            DeviceState(False, session, key.public.raw), key, self.topics.up(name, "state")
-        )
+        return sign_message(DeviceState(False, session, key.public.raw), key, self.topics.up(name, "state"))
 
     def honest_word(self) -> str:
         """The control: an honest device connects, says something, and the server takes it.
@@ -239,8 +246,8 @@ class Stage:
     # What the server holds, and the programs
 
     def row(self, name: str) -> dict[str, Any]:
-        """What the server knows of a device."""
-        return next(row for row in self.store.devices() if row["id"] == name)
+        """What the server knows of a device; empty: it is not registered."""
+        return next((row for row in self.store.devices() if row["id"] == name), {})
 
     def updates(self, number: int) -> dict[str, bytes]:
         """Envelope of each update that is counted in a round."""
@@ -260,6 +267,52 @@ class Stage:
             time.sleep(0.02)
         raise AttackError(f"waited in vain: {what}; the server says: {self.programs.server.last_words(3)}")
 
+    def reach(self, phase: int) -> None:
+        """Go on to a phase: 1 and 2, all but the first machine are counted in that open round; 3, the end."""
+        for step in range(self._phase + 1, phase + 1):
+            (self._open_first, self._open_second, self._release)[step - 1]()
+            self._phase = step
+
+    def _open_first(self) -> None:
+        """Hold the first machine when it is ready, and only then let the last come: none opens without."""
+        first, *others = MACHINES
+        for name in (first, *others[:-1]):
+            self.programs.agents[name].start()
+        self.until(lambda: self._is_ready(first, 0), f"{first} is ready for round 1")
+        self.hold(first)
+        self.programs.agents[others[-1]].start()
+        self.until(lambda: set(self.updates(1)) == set(others), "all but one are counted in round 1")
+
+    def _open_second(self) -> None:
+        first, *others = MACHINES
+        self.let_go(first)
+        self.until(lambda: self._is_ready(first, 1), f"{first} is ready for round 2")
+        self.hold(first)
+        self.until(lambda: set(self.updates(2)) == set(others), "all but one are counted in round 2")
+
+    def _release(self) -> None:
+        self._let_go()
+        self.until(lambda: len(self.store.reports(ROUNDS)) == len(MACHINES), "all report on the last release")
+
+    def _is_ready(self, name: str, release: int) -> bool:
+        row = self.row(name)
+        return bool(row and row["online"] and row["release"] == release and row["labelled_windows"])
+
+    def sealed(self, device: str, number: int) -> bytes:
+        """What a device sent as its update of a round.
+
+        Raises:
+            AttackError: it was not heard.
+        """
+        for payload in self.hand.payloads(self.topics.up(device, "update")):
+            try:
+                found = unseal(payload, self.keys.sealing, self.topics.up(device, "update"), limit=1 << 24)
+            except ProtocolError:
+                continue  # what an attack left
+            if found.number == number and found.plaintext == self.updates(number).get(device):
+                return payload
+        raise AttackError(f"no update of {device} in round {number} was heard")
+
     def hold(self, name: str) -> None:
         """Stop a machine where it stands."""
         self.programs.agents[name].signal(signal.SIGSTOP)
@@ -273,6 +326,14 @@ class Stage:
         program.signal(signal.SIGKILL)
         program.wait(PATIENCE_SECONDS)
         program.start()
+
+    def set_epochs(self, epochs: int) -> None:
+        """Change the charter in the server's configuration; a restart makes it hold."""
+        path = self.experiment.server_directory / SERVER_CONFIG
+        text, count = re.subn(r"(?m)^epochs = \d+$", f"epochs = {epochs}", path.read_text("utf-8"))
+        if count != 1:
+            raise AttackError(f"{path}: expected one line with epochs, got {count}")
+        path.write_text(text, "utf-8")
 
     def command(self, *arguments: str) -> subprocess.Popen[str]:
         """Start an operator's command."""
@@ -288,7 +349,11 @@ class Stage:
 
     def mark(self) -> Mark:
         """Now, in all logs."""
-        files = [self.log, *(home / "agent.log" for home in self.homes.values())]
+        files = [
+            self.log,
+            self.written / NEWCOMERS_LOG,
+            *(home / "agent.log" for home in self.homes.values()),
+        ]
         newest = self.store.refusals()[:1]
         return Mark(
             {path: path.stat().st_size if path.exists() else 0 for path in files},
@@ -308,9 +373,15 @@ class Stage:
             kinds: of incidents (server/incidents.py) that would say it.
             device: whom it has to name; empty: nobody.
         """
+        return self._incident(self.log, mark, kinds, device)
 
+    def newcomers_noticed(self, mark: Mark, *kinds: str, device: str = "") -> Trace:
+        """The same of the broker for newcomers."""
+        return self._incident(self.written / NEWCOMERS_LOG, mark, kinds, device)
+
+    def _incident(self, log: Path, mark: Mark, kinds: tuple[str, ...], device: str) -> Trace:
         def look() -> Trace | None:
-            for line in self._new_text(self.log, mark).splitlines():
+            for line in self._new_text(log, mark).splitlines():
                 incident = parse(line, self.topics.federation)
                 if incident and incident.kind in kinds and incident.device == device:
                     return Trace("broker", incident.device, incident.kind)
@@ -325,6 +396,18 @@ class Stage:
             for row in self.store.refusals():
                 if row["id"] > mark.refusal and row["device"] == device and words in row["reason"]:
                     return Trace("server", device, row["reason"])
+            return None
+
+        return _soon(look)
+
+    def log_noticed(self, device: str, words: str) -> Trace:
+        """What the server's log says of a device."""
+
+        def look() -> Trace | None:
+            for line in reversed(self.programs.server.last_words(60).splitlines()):
+                _, found, rest = line.partition(f"device={device} ")
+                if found and words in rest:
+                    return Trace("server", device, rest)
             return None
 
         return _soon(look)

@@ -13,7 +13,6 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -174,7 +173,7 @@ def main() -> int:
         folder = Path(plan.directory) / device
         return check(folder, device, federation=plan.federation, port=plan.port, trusted=trusted)
 
-    one: Callable[[str], str] = enrol_one if options.action == "enrol" else check_one
+    one = enrol_one if options.action == "enrol" else check_one
     with ThreadPoolExecutor(plan.at_once) as pool:
         outcomes = dict(zip(plan.tokens, pool.map(one, plan.tokens), strict=True))
     Path(plan.outcome).write_text(json.dumps(outcomes), "utf-8")

@@ -1,4 +1,4 @@
-"""A fleet enrols at one server, and something is killed with SIGKILL on the way: who is left without identity?
+"""A fleet enrols at one server, and something is killed with SIGKILL on the way: who has no identity?
 
 Real programs: mosquitto for the fleet and mosquitto for newcomers, a server, and the agents' enrolment on TLS
 links in a few processes (benchmarks/enrolling.py). In the end every device must have a certificate that fits
@@ -82,7 +82,7 @@ class Outcome:
 
 def make_kill(seed: int, number: int, devices: int) -> Kill:
     """The kill `number` of a seed: one of VICTIMS in turn, at any moment of the enrolment of `devices`."""
-    draw = random.Random(f"enrolment {seed} {number}")
+    draw = random.Random(f"enrolment {seed} {number}")  # noqa: S311 - a test plan, no secret
     return Kill(
         VICTIMS[number % len(VICTIMS)],
         draw.randrange(1, max(2, int(devices * 0.9))),
@@ -190,7 +190,9 @@ def run(
         struck = kill is None
         while any(child.process.poll() is None for child in children):
             if time.monotonic() - started > PATIENCE_SECONDS:
-                raise EnrolmentError(f"{site.registered() - before} of {len(names)} after {PATIENCE_SECONDS} s")
+                raise EnrolmentError(
+                    f"{site.registered() - before} of {len(names)} after {PATIENCE_SECONDS} s"
+                )
             done = site.registered() - before
             note(done)
             if kill is not None and not struck and done >= kill.after:
@@ -275,7 +277,9 @@ def _flaw(site: Site, name: str) -> str:
         return "its certificate is on the revocation list"
     if site.store.device_key(name) != read(folder / KEY_FILE).public:
         return "another key is registered under its name"
-    rows = [row for row in site.store.certificates(name) if row["serial"] == f"{certificate.serial_number:040x}"]
+    rows = [
+        row for row in site.store.certificates(name) if row["serial"] == f"{certificate.serial_number:040x}"
+    ]
     if len(rows) != 1 or rows[0]["revoked_at"] is not None:
         return "the server does not know its certificate"
     [row] = [row for row in site.store.devices() if row["id"] == name]
