@@ -4,6 +4,7 @@
 """
 
 import ssl
+import warnings
 from collections.abc import Callable
 
 from benchmarks.attack_book import NOTHING, Attacks, Finding, Trace
@@ -93,7 +94,9 @@ def _sleeping_session(stage: Stage) -> Finding:
 
 
 def _subscription(what: str, *filters: str) -> None:
-    @CONNECTIONS.add(f"subscribe to {what}", f"own certificate, filters {', '.join(filters)}")
+    shown = ", ".join(filters).replace("{prefix}", "...")
+
+    @CONNECTIONS.add(f"subscribe to {what}", f"own certificate, filters {shown}")
     def play(stage: Stage) -> Finding:
         mark, prefix = stage.mark(), stage.topics.down("x", "y").removesuffix("/dn/x/y")
         receipt, update = stage.topics.down("honest", "receipt"), stage.topics.up("honest", "update")
@@ -209,7 +212,8 @@ def _middle(stage: Stage) -> Finding:
         tls_certificate=str(identity.certificate),
         tls_key=str(identity.key),
     )
-    with BrokerSupervisor(folder, configuration=folder):
+    with BrokerSupervisor(folder, configuration=folder), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # paho leaves a socket to the garbage collector
         link = Link(config, "honest", [stage.topics.all("trust")])
         link.start()
         try:

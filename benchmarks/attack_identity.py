@@ -117,7 +117,9 @@ def _stolen(stage: Stage) -> Finding:
     return Finding(seen, "the device enrolled with it")
 
 
-@IDENTITY.add("replay a request to enrol", "recorded at the broker, on its topic and on the attacker's")
+@IDENTITY.add(
+    "replay a request to enrol", "recorded at the broker, on its topic and the attacker's", nameless=True
+)
 def _replayed(stage: Stage) -> Finding:
     mark, before = stage.mark(), _registered(stage)
     requests = [heard for heard in stage.hand.heard if heard.topic.endswith("/request")]

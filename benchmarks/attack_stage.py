@@ -56,9 +56,9 @@ allow_anonymous true
 """
 NEWCOMERS_LOG = "enrolment.log"
 ROUNDS = 2
-PAUSE_SECONDS = 4.0
-"""Between the rounds: in which a device is stopped, so that the next round stays open."""
-NOTICE_SECONDS = 1.5
+LATE = "late"
+"""A device that never comes: while it is registered, no round opens."""
+NOTICE_SECONDS = 1.0
 """How long to look for an entry in a log."""
 
 
@@ -89,7 +89,7 @@ class Stage:
             training=replace(TrainingPolicy(), epochs=2),
             deadline_seconds=3600.0,
             gather_seconds=3600.0,
-            server={"round": {"minimum_devices": len(MACHINES), "pause_seconds": PAUSE_SECONDS}},
+            server={"round": {"minimum_devices": len(MACHINES)}},
         )
         self.experiment = prepare(directory / "run", fleet, settings)
         self.data = self.experiment.server_directory / "data"
@@ -117,8 +117,8 @@ class Stage:
         self._identities.mkdir()
         self._sessions: dict[str, int] = {}
         self._phase = 0
-        self.revocation_seconds = 0.0
-        """From the operator's command to the end of the session; 0: not measured."""
+        self.revocation_seconds: list[float] = []
+        """From the operator's command to the end of each session."""
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "Stage":
@@ -285,9 +285,11 @@ class Stage:
 
     def _open_second(self) -> None:
         first, *others = MACHINES
+        self.store.register_device(LATE, PrivateKey.generate().public, clock())
         self.let_go(first)
         self.until(lambda: self._is_ready(first, 1), f"{first} is ready for round 2")
         self.hold(first)
+        self.store.remove_device(LATE)
         self.until(lambda: set(self.updates(2)) == set(others), "all but one are counted in round 2")
 
     def _release(self) -> None:
@@ -395,7 +397,7 @@ class Stage:
         def look() -> Trace | None:
             for row in self.store.refusals():
                 if row["id"] > mark.refusal and row["device"] == device and words in row["reason"]:
-                    return Trace("server", device, row["reason"])
+                    return Trace("server", device if device != "?" else "", row["reason"])
             return None
 
         return _soon(look)

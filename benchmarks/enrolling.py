@@ -65,7 +65,7 @@ class Plan:
 class _UntilAnswered(Enrolment):
     """Asks until the server has answered, whatever it says: who waits for an operator would wait for ever."""
 
-    @property  # type: ignore[override]
+    @property
     def finished(self) -> bool:
         return self._done or bool(self.outcome)
 

@@ -38,6 +38,7 @@ DAY = 86_400.0
 STOP_SECONDS = 20.0
 LOOK_SECONDS = 0.02
 PATIENCE_SECONDS = 900.0
+HEARD_SECONDS = 30.0
 
 
 class EnrolmentError(Exception):
@@ -209,8 +210,19 @@ def run(
             child.process.wait(PATIENCE_SECONDS)
     for name, problem in _outcomes(plans).items():
         problems[name] = problems[name] or problem
+    _wait_until_heard(site, [name for name, problem in problems.items() if not problem])
     found = (f"{name}: {problems[name] or _flaw(site, name)}" for name in names)
     return Outcome(kill, len(names), seconds, tuple(text for text in found if not text.endswith(": ")))
+
+
+def _wait_until_heard(site: Site, names: Sequence[str]) -> None:
+    """The broker has what the devices said; let the server take it, if it does."""
+    deadline = time.monotonic() + HEARD_SECONDS
+    while time.monotonic() < deadline:
+        heard = {row["id"] for row in site.store.devices() if row["last_seen"] is not None}
+        if heard >= set(names):
+            return
+        time.sleep(LOOK_SECONDS)
 
 
 def _plan(site: Site, name: str, tokens: dict[str, str], at_once: int) -> Path:
