@@ -57,7 +57,7 @@ def _other_name(stage: Stage) -> Finding:
 
 @IDENTITY.add("use a token twice", "the copy of a device's card: token used, another key")
 def _cloned(stage: Stage) -> Finding:
-    token = stage.token("card")
+    token = stage.token("card", replacing=True)  # another key may come with it, but only once
     if stage.enrol("card", token):
         raise AttackError("a device with a good token does not get in")
     return _refused(stage, "card", "copy-of-card", token, "another key")

@@ -7,7 +7,7 @@ something else than the publisher signed.
 
 import io
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from benchmarks.attack_book import Attacks, Finding, Trace
@@ -71,8 +71,7 @@ def _bits_on_the_way(trial: Trial) -> Finding:
         trial.hear((topic, _flipped(good, 40 + place % (len(good) - 40))), trial.chunk(rotten))
     changed, trace = trial.snapshot() != before, trial.trace()
     trial.version += 1
-    control = trial.honest_package(package)
-    return Finding(changed, control, trace, f"{len(places)} bits")
+    return _found(changed, lambda: trial.honest_package(package), trace, f"{len(places)} bits")
 
 
 @PACKAGES.add(
@@ -105,6 +104,11 @@ def _bits_by_the_server(trial: Trial) -> Finding:
     return Finding(bool(harmful), control, trace, detail)
 
 
+def _found(changed: bool, control: Callable[[], str], trace: Trace, detail: str = "") -> Finding:
+    """A device that follows the attacker follows nobody else: then there is no control."""
+    return Finding(changed, "" if changed else control(), trace, detail)
+
+
 def _hostile(trial: Trial, packages: Iterable[bytes]) -> Finding:
     """The server's key is stolen: it announces packages that the publisher did not sign."""
     before, trace = trial.snapshot()[0].package, Trace()
@@ -115,7 +119,7 @@ def _hostile(trial: Trial, packages: Iterable[bytes]) -> Finding:
         trial.hear(trial.announced(trial.announcement(package, trial.version)))
         changed |= trial.store.state().package != before
         trace = trial.trace()
-    return Finding(changed, trial.honest_release(), trace)
+    return _found(changed, trial.honest_release, trace)
 
 
 @PACKAGES.add(
@@ -136,7 +140,7 @@ def _older(trial: Trial) -> Finding:
     trial.forget_log()
     trial.hear(trial.announced(trial.announcement(trial.packed(version=6, description="old"), trial.version)))
     changed, trace = trial.store.state().package != before, trial.trace()
-    return Finding(changed, trial.honest_package(trial.packed(version=8)), trace)
+    return _found(changed, lambda: trial.honest_package(trial.packed(version=8)), trace)
 
 
 @PACKAGES.add("announce an expired package", "by the server's stolen key, signed by the publisher")
@@ -148,7 +152,7 @@ def _expired(trial: Trial) -> Finding:
     trial.hear(trial.announced(trial.announcement(package, trial.version)))
     changed, trace = trial.store.state().package != before, trial.trace()
     good = trial.packed(version=20, expires=trial.clock() + 3600)
-    return Finding(changed, trial.honest_package(good), trace)
+    return _found(changed, lambda: trial.honest_package(good), trace)
 
 
 @PACKAGES.add(
@@ -165,7 +169,7 @@ def _other_chunks(trial: Trial) -> Finding:
     trial.forget_log()
     trial.hear(trial.announced(announcement))
     changed, trace = trial.store.state().package != before, trial.trace()
-    return Finding(changed, trial.honest_package(good), trace)
+    return _found(changed, lambda: trial.honest_package(good), trace)
 
 
 @PACKAGES.add("swap the chunks of a package", "one under another's number, unsigned, for another device")
@@ -191,4 +195,4 @@ def _swapped_chunks(trial: Trial) -> Finding:
     if any((trial.state / "packages").glob("*.partial")):
         raise AttackError("a chunk was kept that is not the package's")
     trial.version += 1
-    return Finding(changed, trial.honest_package(package), trace)
+    return _found(changed, lambda: trial.honest_package(package), trace)

@@ -59,7 +59,7 @@ def _again(stage: Stage) -> Finding:
     return Finding(any(got), stage.honest_word(), stage.broker_noticed(mark, incidents.CERTIFICATE_REFUSED))
 
 
-@REVOCATION.add("send updates after revocation", "its own key, sealed, by a broker that helps it")
+@REVOCATION.add("speak after revocation", "update and state by its own key, sealed, with the broker's help")
 def _later_updates(stage: Stage) -> Finding:
     mark, topic = stage.mark(), stage.topics.up(DEVICE, "update")
     other = MACHINES[1]
@@ -68,9 +68,11 @@ def _later_updates(stage: Stage) -> Finding:
     )
     envelope = sign_message(found, stage.key(DEVICE), topic)
     stage.hand.publish(topic, stage.keys.sealing[0].public.seal(envelope, topic, found.round))
-    control = stage.honest_word()
+    stage.hand.publish(stage.topics.up(DEVICE, "state"), stage.state(DEVICE))
+    session, control = stage.row(DEVICE)["session"], stage.honest_word()
+    heard = DEVICE in stage.updates(found.round) or stage.row(DEVICE)["session"] != session
     trace = stage.server_noticed(mark, DEVICE, "revoked")
-    return Finding(DEVICE in stage.updates(found.round), control, trace)
+    return Finding(heard or not trace.where, control, trace)
 
 
 @REVOCATION.add("enrol again with a revoked key", "a new token, the same key")

@@ -281,7 +281,7 @@ class Trial:
         self.hear(*messages)
         changed = self.snapshot() != before
         trace = self.trace()
-        return Finding(changed, control(), trace, detail)
+        return Finding(changed, "" if changed else control(), trace, detail)
 
     def trace(self) -> Trace:
         """What the device wrote into its log about messages that it dropped."""
