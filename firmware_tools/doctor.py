@@ -1,7 +1,8 @@
 """Whether this machine can build, flash and boot images: every tool is tried, not looked for.
 
-A tool that is there and does not work here is as good as none: user namespaces may be forbidden, /dev/kvm may open and
-still run no guest. Each probe does a small piece of the real work, and names the Debian packages where it fails.
+A tool that is there and does not work here is as good as none: user namespaces may be forbidden, /dev/kvm may
+open and still run no guest. Each probe does a small piece of the real work, and names the Debian packages
+where it fails.
 """
 
 import os
@@ -11,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from firmware_tools.build.squashfs import pack
+from firmware_tools.errors import FirmwareError
 from firmware_tools.machine import CODE, FIRMWARE
 
 PROBE_SECONDS = 60.0
@@ -62,7 +65,9 @@ def examine() -> list[Finding]:
 
 def install_line(findings: Sequence[Finding]) -> str:
     """The command that installs what is missing; empty: nothing is."""
-    packages = sorted({name for finding in findings if not finding.works for name in finding.packages.split()})
+    packages = sorted(
+        {name for finding in findings if not finding.works for name in finding.packages.split()}
+    )
     return f"apt install --no-install-recommends {' '.join(packages)}" if packages else ""
 
 
@@ -91,7 +96,7 @@ def _mmdebstrap(folder: Path) -> str:
     """Runs a command within an empty tree, in the mode that a build would take."""
     _call(
         ["mmdebstrap", "--quiet", "--variant=custom", "--skip=check/empty,update,cleanup/apt,output/dev,check/qemu",
-         "--setup-hook=mkdir -p \"$1/etc\" && : > \"$1/etc/probe\"", "", folder / "out.tar",
+         '--setup-hook=mkdir -p "$1/etc" && : > "$1/etc/probe"', "", folder / "out.tar",
          "deb [trusted=yes] copy:/nonexistent ./"]
     )  # fmt: skip
     return _call(["mmdebstrap", "--version"]).strip()
@@ -104,12 +109,18 @@ def _squashfs(folder: Path) -> str:
     outputs = []
     for number in (1, 2):
         output = folder / f"{number}.squashfs"
-        _call(["sh", "-c", f"mksquashfs - {output} -tar -noappend -quiet -no-progress -all-time 1 -mkfs-time 1 "
-                           f"< {folder / 'tree.tar'}"])  # fmt: skip
+        _pack(folder / "tree.tar", output)
         outputs.append(output.read_bytes())
     if outputs[0] != outputs[1]:
         raise _FailedError("two packings of the same files differ")
     return "reproducible"
+
+
+def _pack(tree: Path, output: Path) -> None:
+    try:
+        pack(tree, output, moment=1)
+    except FirmwareError as error:
+        raise _FailedError(str(error).splitlines()[-1]) from None
 
 
 def _fat(folder: Path) -> str:
