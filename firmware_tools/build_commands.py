@@ -21,7 +21,7 @@ from firmware_tools.build.rootfs import MOMENT, rootfs_steps
 from firmware_tools.build.spec import TargetSpec, check_version, load_spec
 from firmware_tools.bundles import BundleFacts, Signer, make_bundle, verify_bundle
 from firmware_tools.errors import FirmwareError
-from firmware_tools.machine import Machine
+from firmware_tools.machine import GUEST_HOST, Machine
 from firmware_tools.signing_keys import KEYRING, ROOTS, SIGNER, make_keys, make_signer
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))) / "graftwork-firmware"
@@ -58,6 +58,9 @@ def add_commands(commands: Any) -> None:
     build.add_argument("--lock", type=Path, help="requirements with hashes (default: the target's own)")
     build.add_argument("--cache", type=Path, default=CACHE, help=f"of finished steps (default: {CACHE})")
     build.add_argument(
+        "--overlay", type=Path, metavar="DIR", help="more files of the root file system; they win"
+    )
+    build.add_argument(
         "--test-console", action="store_true", help="log root in on the serial line; for boottest alone"
     )
     build.add_argument("--plan", action="store_true", help="print every command and do nothing")
@@ -81,6 +84,10 @@ def add_commands(commands: Any) -> None:
     test.add_argument(
         "--disk", type=Path, action="append", default=[], help="further disk, vdb and so on (repeat)"
     )
+    test.add_argument(
+        "--port", action="append", default=[], metavar="GUEST:HOST",
+        help=f"let the guest reach a port of this machine's loopback as {GUEST_HOST}:GUEST (repeat)",
+    )  # fmt: skip
     test.add_argument("--log", type=Path, help="keep what came over the serial line")
     test.set_defaults(command=_boot_test)
 
@@ -133,8 +140,9 @@ def _build(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         wheel = options.wheel or _wheel(options.project, Path(folder))
         steps = rootfs_steps(
-            spec, wheel, lock_file, version, options.keyring.read_bytes(), test_console=options.test_console
-        )
+            spec, wheel, lock_file, version, options.keyring.read_bytes(),
+            test_console=options.test_console, overlay=options.overlay,
+        )  # fmt: skip
         plan = Plan([*steps, *image_steps(spec)])
         if options.plan:
             print(plan.describe())
@@ -154,7 +162,7 @@ def _boot_test(options: argparse.Namespace) -> None:
         folder = Path(name)
         disk = folder / "disk.img"
         subprocess.run(["cp", "--sparse=always", str(options.image), str(disk)], check=True)  # noqa: S603, S607
-        machine = Machine(folder, disk, disks=options.disk)
+        machine = Machine(folder, disk, ports=_ports(options.port), disks=options.disk)
         try:
             with machine:
                 play(machine, script, lambda line: print(line, file=sys.stderr, flush=True))
@@ -162,6 +170,16 @@ def _boot_test(options: argparse.Namespace) -> None:
             if options.log and machine.log_file.exists():
                 shutil.copyfile(machine.log_file, options.log)
     print(f"good: {len(script.step)} steps")
+
+
+def _ports(texts: list[str]) -> dict[int, int]:
+    ports = {}
+    for text in texts:
+        guest, _, host = text.partition(":")
+        if not (guest.isdecimal() and host.isdecimal()):
+            raise FirmwareError(f"--port: expected GUEST:HOST in numbers, got {text!r}")
+        ports[int(guest)] = int(host)
+    return ports
 
 
 def _hand_out(spec: TargetSpec, version: str, outputs: dict[str, Path], folder: Path) -> None:

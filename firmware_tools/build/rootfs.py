@@ -61,6 +61,7 @@ def rootfs_steps(
     keyring: bytes,
     *,
     test_console: bool = False,
+    overlay: Path | None = None,
 ) -> list[Step]:
     """Steps to the root file system of a version.
 
@@ -71,8 +72,11 @@ def rootfs_steps(
         version: of the image.
         keyring: certificates (PEM) that bundles must be signed under.
         test_console: logs root in on the serial line; never for a device.
+        overlay: folder of more files, which win over all others.
     """
     files = device_files(spec, version, keyring, test_console=test_console)
+    if overlay is not None:
+        files |= folder_layer(overlay, ".")
     return [_base(spec), _wheels(spec, wheel, lock_file), _system(spec), _rootfs(version, files)]
 
 

@@ -21,6 +21,7 @@ from runtime import whole_files
 log = logging.getLogger(__name__)
 
 AGENT_SECONDS = 300.0
+MOST_RESTARTS = 3
 JOURNAL_LINES = "400"
 KEPT_FAILURES = 8
 LEAST_FREE = 16 * 1024 * 1024
@@ -56,10 +57,13 @@ def check_agent(device: Device) -> str:
         return ""
     deadline = time.monotonic() + AGENT_SECONDS
     while True:
-        _, printed = device.run(["systemctl", "is-active", "graftwork-agent.service"])
-        state = printed.strip()
+        command = ["systemctl", "show", "-p", "ActiveState", "-p", "NRestarts", "graftwork-agent.service"]
+        shown = dict(line.split("=", 1) for line in device.run(command)[1].splitlines() if "=" in line)
+        state, restarts = shown.get("ActiveState", "unknown"), shown.get("NRestarts", "0")
         if state == "active":
             return ""
+        if int(restarts) >= MOST_RESTARTS:
+            return f"graftwork-agent.service was started {int(restarts) + 1} times and did not become ready"
         if state not in ("activating", "inactive", "reloading") or time.monotonic() > deadline:
             return f"graftwork-agent.service is {state}, expected active"
         time.sleep(1)
