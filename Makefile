@@ -7,6 +7,8 @@ INPUTS ?= 1000000
 LABELS ?=
 DATA ?=
 RUN ?= runs/demo
+FIRMWARE_TOOLS = mmdebstrap uidmap squashfs-tools dosfstools mtools fdisk grub-efi-amd64-bin grub-common rauc \
+	bmap-tools qemu-system-x86 ovmf mosquitto
 
 # The demo's environment has no torch, like a device; the other one has everything.
 DEMO_VENV = .venv-demo
@@ -26,6 +28,17 @@ else
 demo: $(VENV)/installed
 	@$(VENV)/bin/graftwork-simulate run --data $(DATA) $(OPTIONS)
 endif
+
+.PHONY: firmware-demo
+firmware-demo: $(VENV)/installed firmware-tools  ## build, boot, update and break a device image in a virtual machine
+	@$(VENV)/bin/graftwork-simulate firmware --directory runs/firmware
+
+.PHONY: firmware-tools
+firmware-tools:
+	@$(VENV)/bin/graftwork-firmware doctor > /dev/null 2>&1 || \
+	{ [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(FIRMWARE_TOOLS) > /dev/null; } || \
+	$(VENV)/bin/graftwork-firmware doctor
 
 test: $(VENV)/installed mosquitto postgresql  ## every test
 	$(VENV)/bin/python -m pytest

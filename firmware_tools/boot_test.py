@@ -5,6 +5,8 @@ A script is TOML, one `[[step]]` after another, each with one of:
     boot = "A"            wait for the boot loader and the shell; the slot that must have booted, "" for any
     run = "COMMAND"       run it in the guest; `status` (0) and `contains` say what must come of it
     reboot = "B"          restart; the slot that must boot
+    loader = "A"          wait for the boot loader alone; the slot that it must choose
+    send = "COMMAND"      type it, and wait for nothing
     cut_power = true      kill the machine, and switch it on again
 """
 
@@ -25,21 +27,25 @@ class Step:
     boot: str | None = None
     run: str | None = None
     reboot: str | None = None
+    loader: str | None = None
+    send: str | None = None
     cut_power: bool = False
     status: int = 0
     contains: str = ""
     seconds: float = 300.0
 
     def __post_init__(self) -> None:
-        chosen = [self.boot is not None, self.run is not None, self.reboot is not None, self.cut_power]
-        if sum(chosen) != 1:
-            raise ValueError("expected one of boot, run, reboot, cut_power")
+        chosen = [self.boot, self.run, self.reboot, self.loader, self.send, self.cut_power or None]
+        if sum(value is not None for value in chosen) != 1:
+            raise ValueError("expected one of boot, run, reboot, loader, send, cut_power")
 
     @property
     def text(self) -> str:
         """For people."""
-        if self.run is not None:
-            return self.run
+        if self.run is not None or self.send is not None:
+            return self.run or self.send or ""
+        if self.loader is not None:
+            return f"the boot loader chooses {self.loader or 'a slot'}"
         if self.cut_power:
             return "cut the power"
         return f"boot {self.boot}" if self.boot is not None else f"reboot into {self.reboot or 'any slot'}"
@@ -98,8 +104,18 @@ def play(machine: Machine, script: Script, say: Callable[[str], None]) -> None:
         elif step.cut_power:
             machine.cut_power()
             machine.start()
+        elif step.send is not None:
+            machine.send(step.send)
         else:
-            wanted = step.boot if step.boot is not None else step.reboot
-            slot = machine.booted(step.seconds) if step.boot is not None else machine.reboot(step.seconds)
-            if wanted and slot != wanted:
-                raise FirmwareError(f"step {number}: expected slot {wanted} to boot, got {slot}")
+            _boot(machine, step, number)
+
+
+def _boot(machine: Machine, step: Step, number: int) -> None:
+    if step.loader is not None:
+        wanted, slot = step.loader, machine.chosen_slot(step.seconds)
+    elif step.boot is not None:
+        wanted, slot = step.boot, machine.booted(step.seconds)
+    else:
+        wanted, slot = step.reboot or "", machine.reboot(step.seconds)
+    if wanted and slot != wanted:
+        raise FirmwareError(f"step {number}: expected slot {wanted} to boot, got {slot}")

@@ -132,9 +132,14 @@ class Machine:
 
     def booted(self, seconds: float = 300.0) -> str:
         """Wait for the boot loader and log in; returns the slot that booted."""
-        slot = self.expect(r"graftwork: slot ([AB]) ", seconds)[1]
+        slot = self.chosen_slot(seconds)
         self.log_in(seconds)
         return slot
+
+    def chosen_slot(self, seconds: float = 300.0) -> str:
+        """Wait for the boot loader; returns the slot that it chose."""
+        # The screen and the serial line say it both; what follows the second one is the kernel's.
+        return self.expect(r"graftwork: slot ([AB]) [^\n]*\n", seconds)[1]
 
     def send(self, line: str) -> None:
         """Type a line."""

@@ -18,7 +18,7 @@ from protocol.charter import TrainingPolicy
 from protocol.errors import ProtocolError
 from server.broker import find_mosquitto
 from server.errors import ServerError
-from simulation import importers, runner, vibration
+from simulation import firmware_demo, importers, runner, vibration
 from simulation.errors import SimulationError
 from simulation.experiment import Settings, prepare
 from simulation.recordings import read_fleet
@@ -98,6 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("target", type=Path, help="fleet directory to write")
     generate.add_argument("--seed", type=int, default=0, help="of the machines and their recordings")
 
+    firmware = commands.add_parser(
+        "firmware", help="build images, boot one, let it join a federation, update it, and break it"
+    )
+    firmware.set_defaults(command=_firmware)
+    firmware.add_argument("--directory", type=Path, default=Path("runs/firmware"), help="for all files")
+
     load = commands.add_parser("import", help="make a fleet directory of a public data set")
     load.set_defaults(command=_import)
     load.add_argument("name", choices=sorted(importers.IMPORTERS), help="the data set")
@@ -129,6 +135,13 @@ def _run(options: argparse.Namespace, console: Console) -> None:
 def _generate(options: argparse.Namespace, console: Console) -> None:
     fleet = vibration.write_fleet(options.target, options.seed)
     console.print(f"wrote {options.target}: {len(fleet.devices)} simulated machines", highlight=False)
+
+
+def _firmware(options: argparse.Namespace, console: Console) -> None:
+    summary = firmware_demo.run(options.directory, console)
+    print(json.dumps(summary))
+    if summary["false_success"] or not summary["joined"] or not summary["update"].startswith("rolled back"):
+        raise SimulationError("the device did not end as it should; see the line above")
 
 
 def _import(options: argparse.Namespace, console: Console) -> None:
