@@ -215,7 +215,7 @@ def test_a_running_server_answers_on_the_newcomers_topic(
         for payload in federation.wire.take(response)
     ]
     assert [answer.status for answer in answers] == ["refused", "issued"]
-    assert [row["device"] for row in federation.store.refusals()] == ["?", "?"]
+    assert [row["device"] for row in federation.store.refusals()] == ["pump-1", "?", "?"]
     # Renewed over the connection of the certificate:
     topic = TOPICS.up("pump-1", "renew")
     federation.coordinator.handle(topic, sign_message(RenewalRequest(csr), KEY, topic))
