@@ -127,11 +127,11 @@ class EnrolmentConfig:
 
 @dataclass(frozen=True)
 class FirmwareConfig:
-    """Where the device's image says what it is; on devices without one, nowhere."""
+    """Where the device's image says what it is; on devices without one there is nothing."""
 
-    release_file: str = ""
+    release_file: str = "/etc/graftwork-release"
     """Lines `compatible=...` and `version=...`."""
-    update_file: str = ""
+    update_file: str = "/data/update/state.json"
     """JSON with what became of the last update."""
 
 

@@ -132,11 +132,24 @@ class Keyring:
                 f"{name} {number} is older than {seen}, which this device has seen: an old message was "
                 "replayed, or a backup of the server was restored"
             )
+        if isinstance(message, Announcement) and number == seen:
+            self._check_charter_age(message)
         if number > seen:
             self._store.note_blob(f"seen_{name}", str(number).encode())
+        if isinstance(message, Announcement):
+            self._store.note_blob("seen_charter", repr(message.issued).encode())
         if message.issued > self._latest + ISSUED_STEP_SECONDS:
             self._latest = message.issued
             self._store.note_blob("latest_issued", repr(message.issued).encode())
+
+    def _check_charter_age(self, announcement: Announcement) -> None:
+        """The charter may change without a new version: then the later word holds."""
+        seen = float(self._store.text("seen_charter") or 0)
+        if announcement.issued < seen:
+            raise TrustError(
+                f"version {announcement.version} was announced again since: an old message was replayed, or "
+                "the server's clock went back"
+            )
 
     def take(self, envelope: bytes, topic: str) -> bool:
         """Take a message about trust; whether it changed which keys hold.

@@ -12,11 +12,8 @@ from firmware_tools.device.system import Device
 from firmware_tools.errors import FirmwareError
 
 
-def add_commands(commands: Any) -> None:
-    """Add the command to a parser's."""
-    device = commands.add_parser("device", help="on a device: health gate, updates, boot state")
-    actions = device.add_subparsers(required=True, metavar="ACTION")
-
+def add_commands(actions: Any) -> None:
+    """Add the actions to those of `device`."""
     gate = actions.add_parser(
         "health", help="check this system and mark its slot good; a trial that fails reboots"
     )

@@ -205,7 +205,8 @@ class Machine:
         ]  # fmt: skip
         return [
             "qemu-system-x86_64", "-M", "q35", "-cpu", "max", "-accel", "tcg", "-smp", "1",
-            "-m", str(MEMORY_MIB), "-display", "none", "-monitor", "none", "-nodefaults", "-serial", f"unix:{serial}",
+            "-m", str(MEMORY_MIB), "-display", "none", "-monitor", "none", "-nodefaults",
+            "-serial", f"unix:{serial}",
             "-netdev", f"user,id=n0,restrict=on{forwards}", "-device", "virtio-net-pci,netdev=n0,romfile=",
             "-object", "rng-random,filename=/dev/urandom,id=r0", "-device", "virtio-rng-pci,rng=r0",
             "-device", "i6300esb", "-action", "watchdog=reset",

@@ -71,8 +71,9 @@ class Admissions:
             }
             for device, token in made.items()
         ]
-        with self._database.engine.begin() as connection:
-            connection.execute(tables.tokens.insert(), rows)
+        if rows:  # without any, the statement would insert defaults
+            with self._database.engine.begin() as connection:
+                connection.execute(tables.tokens.insert(), rows)
         return made
 
     def enrol(

@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
             action="store_true",
             help="as in production: TLS, certificates, a root of trust, devices that enrol; needs mosquitto",
         )
+        command.add_argument("--verbose", action="store_true", help="server and agents log every detail")
         command.add_argument(
             "--broker", choices=("mosquitto", "amqtt"), help="default: mosquitto if installed"
         )
@@ -161,6 +162,7 @@ def _experiment(options: argparse.Namespace, data: Path, package: Path, console:
         plot_file=plot_file,
         broker_kind=options.broker,
         secured=options.secure,
+        verbose=options.verbose,
     )
     console.print(f"report: {report_file}   plot: {plot_file}", highlight=False)
     print(json.dumps(summary))

@@ -88,13 +88,23 @@ class Program:
 class Federation:
     """Server and agents of an experiment; use as a context manager."""
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, *, verbose: bool = False) -> None:
+        """Prepare the programs of an experiment.
+
+        Args:
+            experiment: what is run.
+            verbose: whether they log every detail.
+        """
         self._experiment = experiment
         directory = experiment.server_directory
         self.server = Program(
-            "server", ["server", "--config", str(directory / SERVER_CONFIG), "run"], directory / "server.log"
+            "server",
+            ["server", "--config", str(directory / SERVER_CONFIG), "run", *_details(verbose)],
+            directory / "server.log",
         )
-        self.agents = {participant.device.id: _agent(participant) for participant in experiment.participants}
+        self.agents = {
+            participant.device.id: _agent(participant, verbose) for participant in experiment.participants
+        }
         self.store = Store(directory / "data")
         """The server's own store, to look at while it runs."""
 
@@ -153,9 +163,13 @@ class Federation:
         self.stop()
 
 
-def _agent(participant: Participant) -> Program:
+def _agent(participant: Participant, verbose: bool) -> Program:
     return Program(
         participant.device.id,
-        ["agent", "--config", str(participant.config), "run"],
+        ["agent", "--config", str(participant.config), "run", *_details(verbose)],
         participant.directory / "agent.log",
     )
+
+
+def _details(verbose: bool) -> list[str]:
+    return ["--verbose"] if verbose else []

@@ -37,6 +37,7 @@ def run(
     plot_file: Path,
     broker_kind: str | None = None,
     secured: bool = False,
+    verbose: bool = False,
 ) -> dict[str, Any]:
     """Run all rounds, test every device, write report and plot; returns the summary.
 
@@ -48,6 +49,7 @@ def run(
         plot_file: where the plot goes.
         broker_kind: "mosquitto" or "amqtt".
         secured: with TLS, certificates, a root of trust, and devices that enrol (simulation/secure.py).
+        verbose: whether the programs log every detail.
 
     Raises:
         SimulationError: a program ended by itself, or nothing happened for a long time.
@@ -63,7 +65,7 @@ def run(
     started = time.monotonic()
     with _broker(experiment, broker_kind, secured=secured) as broker:
         console.print(f"broker: {broker.description}", highlight=False)
-        with Federation(experiment) as federation:
+        with Federation(experiment, verbose=verbose) as federation:
             if not secured:
                 federation.register()
             federation.push(package)

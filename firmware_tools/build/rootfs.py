@@ -24,7 +24,8 @@ MOMENT = 1_700_000_000
 USER_ID = 990
 PACKAGES = (
     "systemd", "systemd-sysv", "systemd-resolved", "udev", "dbus", "kmod", "iproute2", "util-linux",
-    "e2fsprogs", "dosfstools", "ca-certificates", "python3", "initramfs-tools", "zstd", "rauc", "rauc-service", "libgomp1",
+    "e2fsprogs", "dosfstools", "ca-certificates", "python3", "initramfs-tools", "zstd", "rauc",
+    "rauc-service", "libgomp1",
 )  # fmt: skip
 MODULES = (
     "squashfs",
@@ -43,7 +44,8 @@ PROGRAMS = {"graftwork-agent": "agent.__main__", "graftwork-firmware": "firmware
 ENABLED = ("graftwork-seed", "graftwork-agent", "graftwork-health", "systemd-networkd", "systemd-resolved")
 MASKED = (
     "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
-    "e2scrub_reap.service", "fstrim.timer", "systemd-networkd-wait-online.service", "systemd-firstboot.service",
+    "e2scrub_reap.service", "fstrim.timer", "systemd-networkd-wait-online.service",
+    "systemd-firstboot.service",
 )  # fmt: skip
 AUTOLOGIN = (
     b"[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200 - $TERM\n"

@@ -38,8 +38,8 @@ def check_armed(device: Device) -> str:
         )
     if state.primary != slot:
         raise FirmwareError(
-            f"slot {slot} runs, but {state.primary} is tried first: an update waits for a reboot, or was rolled "
-            "back; restart the device first"
+            f"slot {slot} runs, but {state.primary} is tried first: an update waits for a reboot, or "
+            "was rolled back; restart the device first"
         )
     return next(other for other in SLOTS if other != slot)
 
