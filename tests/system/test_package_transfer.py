@@ -20,7 +20,7 @@ from agent.store import Store as AgentStore
 from protocol.artifacts import describe
 from runtime.broker import BrokerConfig
 from runtime.link import Connected, Link, Received
-from server import coordinator as server_coordinator
+from server import proceedings
 from server.broker import BrokerSupervisor
 from server.config import ServerConfig
 from server.coordinator import Coordinator
@@ -123,7 +123,7 @@ def broker(tmp_path: Path) -> Iterator[BrokerSupervisor]:
 
 @pytest.fixture
 def site(tmp_path: Path, broker: BrokerSupervisor, monkeypatch: pytest.MonkeyPatch) -> Site:
-    monkeypatch.setattr(server_coordinator, "describe", lambda data: describe(data, CHUNK_BYTES))
+    monkeypatch.setattr(proceedings, "describe", lambda data: describe(data, CHUNK_BYTES))
     return Site(tmp_path, broker.port)
 
 
