@@ -108,6 +108,10 @@ def describe(description: SeedDescription) -> bytes:
     return (lines + "\n[files]\n" + _lines({f'"{k}"': v for k, v in description.files.items()})).encode()
 
 
+SPOOL = "spool"
+"""Folder of recordings beside agent.toml, unless the owner's settings say otherwise."""
+
+
 def configure(description: SeedDescription, settings: bytes, *, token_file: str, identity: str) -> bytes:
     """Write agent.toml, without any secret.
 
@@ -130,6 +134,8 @@ def configure(description: SeedDescription, settings: bytes, *, token_file: str,
         tables["enrolment"] = {"port": description.enrolment_port}
         if TOKEN in description.files:
             tables["enrolment"]["token_file"] = token_file
+    if "source" not in toml.loads(further):
+        tables["source"] = {"directory": SPOOL}  # what the agent cannot do without
     # Keys outside of tables come first in TOML: ours, then the owner's, then his tables, then ours.
     parts = [_lines({**top, "identity_directory": identity}), further]
     parts += [f"[{name}]\n{_lines(table)}" for name, table in tables.items()]

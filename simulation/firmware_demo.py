@@ -6,8 +6,10 @@ production. What the device says of its updates is what the server has in its da
 last word.
 """
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -62,7 +64,7 @@ def run(directory: Path, console: Console) -> dict[str, Any]:
         try:
             words = _play(site, stick, console)
         finally:
-            site.server.signal(15)  # SIGTERM
+            site.server.signal(signal.SIGTERM)
             site.server.wait(10)
     store = Store(site.data)
     try:
@@ -184,7 +186,12 @@ def _stick(directory: Path) -> Path:
 def _play(site: _Site, stick: Path, console: Console) -> list[str]:
     """Boot, and follow what the device says of its updates; returns every word of it, in order."""
     script = site.directory / "script.toml"
-    script.write_text(_SCRIPT, "utf-8")
+    lines = [
+        f"{name} = {json.dumps(value)}"
+        for step in _STEPS
+        for name, value in [("[[step]]", None), *step.items()]
+    ]
+    script.write_text("\n".join(line.removesuffix(" = null") for line in lines) + "\n", "utf-8")
     ports = [word for guest, host in site.ports.items() for word in ("--port", f"{guest}:{host}")]
     command = [
         sys.executable, "-m", "firmware_tools", "boottest", str(site.directory / "device.img"),
@@ -238,50 +245,27 @@ def _environment() -> dict[str, str]:
     return dict(os.environ)
 
 
-_WAIT = "for i in $(seq 120); do {what} && exit 0; sleep 2; done; exit 1"
-_SCRIPT = f"""
-[[step]]
-boot = "A"
-
-[[step]]
-run = "mkdir -p /run/stick /data/graftwork/spool && mount /dev/vdb /run/stick && cp /run/stick/spool/* /data/graftwork/spool/ && chown -R graftwork: /data/graftwork/spool"
-
-[[step]]
-run = '''bash -c "for i in $(seq 150); do {AGENT} | grep -q '\\"release\\": 2' && exit 0; sleep 2; done; {AGENT}; journalctl -u graftwork-agent -n 30 --no-pager; exit 1"'''
-seconds = 400
-
-[[step]]
-run = "graftwork-firmware device update --no-reboot /run/stick/{BETTER}.raucb"
-
-[[step]]
-reboot = "B"
-
-[[step]]
-run = "graftwork-firmware device status"
-contains = "healthy {BETTER}"
-
-[[step]]
-run = "mkdir -p /run/stick && mount /dev/vdb /run/stick && graftwork-firmware device update --no-reboot /run/stick/{BROKEN}.raucb"
-
-[[step]]
-send = "systemctl reboot"
-
-[[step]]
-loader = "A"
-
-[[step]]
-loader = "A"
-
-[[step]]
-loader = "A"
-
-[[step]]
-boot = "B"
-
-[[step]]
-run = "graftwork-firmware device status"
-contains = "rolled back from {BROKEN} to {BETTER}"
-
-[[step]]
-run = "sleep 15"
-"""
+_STICK = "mkdir -p /run/stick && mount /dev/vdb /run/stick"
+_SPOOL = "cp /run/stick/spool/* /data/graftwork/spool/ && chown -R graftwork: /data/graftwork/spool"
+_JOINED = (
+    f"""for i in $(seq 150); do {AGENT} | grep -q '"release": 2' && break; sleep 2; done; """
+    f"""{AGENT} | grep '"release": 2' || {{ journalctl -u graftwork-agent -n 30 --no-pager; false; }}"""
+)
+_UPDATE = "graftwork-firmware device update --no-reboot /run/stick/"
+_STEPS: tuple[dict[str, Any], ...] = (
+    {"boot": "A"},
+    {"run": f"{_STICK} && mkdir -p /data/graftwork/spool && {_SPOOL}"},
+    {"run": _JOINED, "seconds": 400.0},
+    {"run": f"{_UPDATE}{BETTER}.raucb"},
+    {"reboot": "B"},
+    {"run": "graftwork-firmware device status", "contains": f"healthy {BETTER}"},
+    {"run": f"{_STICK} && {_UPDATE}{BROKEN}.raucb"},
+    {"send": "systemctl reboot"},
+    {"loader": "A"},
+    {"loader": "A"},
+    {"loader": "A"},
+    {"boot": "B"},
+    {"run": "graftwork-firmware device status", "contains": f"rolled back from {BROKEN} to {BETTER}"},
+    {"run": "sleep 15"},
+)
+"""What happens to the device: it joins, is updated, gets a broken version, and goes back after three tries."""
