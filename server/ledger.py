@@ -150,7 +150,7 @@ class Ledger:
         return PackageRecord(**row) if row else None
 
     def open_round(self, record: RoundRecord) -> bool:
-        """Note a new round; False: an operator pushed a package or went back in between, and there is none."""
+        """Note a new round; False: an operator pushed or went back in between, and there is none."""
         newest = sql.select(sql.func.max(tables.releases.c.number))
         with self._database.only_writer() as connection:
             if connection.execute(newest).scalar() != record.base_release:
