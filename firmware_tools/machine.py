@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -196,8 +197,10 @@ class Machine:
         return True
 
     def _command(self, serial: Path, variables: Path) -> list[str]:
+        relay = Path(__file__).with_name("relay.py")
         forwards = "".join(
-            f",guestfwd=tcp:{GUEST_HOST}:{guest}-tcp:127.0.0.1:{host}" for guest, host in self._ports.items()
+            f",guestfwd=tcp:{GUEST_HOST}:{guest}-cmd:{sys.executable} {relay} {host}"
+            for guest, host in self._ports.items()
         )
         disks = [self._image, *self._disks]
         drives = [

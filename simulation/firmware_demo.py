@@ -1,9 +1,7 @@
-"""The firmware demo: from a bare host to a device that joined a federation, was updated, and went back by
-itself.
+"""The firmware demo: from a bare host to a device that joined, was updated, and went back by itself.
 
 Images are built with graftwork-firmware and boot in a virtual machine; broker and server run outside, as in
-production. What the device says of its updates is what the server has in its database, from the first to the
-last word.
+production. What the device says of its updates is read from the server's database, every word of it.
 """
 
 import json
@@ -268,4 +266,4 @@ _STEPS: tuple[dict[str, Any], ...] = (
     {"run": "graftwork-firmware device status", "contains": f"rolled back from {BROKEN} to {BETTER}"},
     {"run": "sleep 15"},
 )
-"""What happens to the device: it joins, is updated, gets a broken version, and goes back after three tries."""
+"""What happens to the device: it joins, is updated, gets a broken version, goes back after three tries."""
