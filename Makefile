@@ -70,6 +70,11 @@ fuzz: $(VENV)/installed  ## 1,000,000 hostile inputs for every decoder; takes ab
 	@$(VENV)/bin/python -c 'import atheris' 2> /dev/null || $(VENV)/bin/python -m pip install --quiet --group fuzz
 	nice -n 10 $(VENV)/bin/python -m tests.fuzz all --inputs $(INPUTS) --workers 2
 
+.PHONY: audit
+audit: $(VENV)/installed  ## known vulnerabilities of all dependencies; asks the internet
+	@$(VENV)/bin/python -c 'import pip_audit' 2> /dev/null || $(VENV)/bin/python -m pip install --quiet 'pip-audit>=2.7'
+	$(VENV)/bin/python -m pip_audit --local --skip-editable
+
 .PHONY: test-engines
 test-engines: $(VENV)/installed  ## the contract of every training engine, each in an environment of its own
 	$(VENV)/bin/python -m tests.engines.environments

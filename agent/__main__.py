@@ -1,7 +1,8 @@
-"""graftwork-agent: run the agent, look at its state, check its configuration, print its key."""
+"""graftwork-agent: run the agent, enrol, look at its state, check its configuration, print its key."""
 
 import argparse
 import contextlib
+import datetime as dt
 import json
 import logging
 import sys
@@ -16,6 +17,7 @@ from agent.installation import Installation
 from agent.sources import Source, recordings_in
 from agent.store import Store
 from protocol.errors import ProtocolError
+from protocol.trust import first_root
 from runtime import memory
 from runtime.command_line import make_parser
 from runtime.errors import SetupError
@@ -42,6 +44,10 @@ def _parser() -> argparse.ArgumentParser:
     status = add("status", _status, "show what the device holds: package, release, gate, outbox")
     status.add_argument("--json", action="store_true", help="print JSON")
     add("check-config", _check_config, "check configuration, keys, source folder and recordings")
+    enrol = add("enrol", _enrol, "get a certificate, where there is none that is good; `run` does so, too")
+    enrol.add_argument(
+        "--new-keys", action="store_true", help="make new keys first; the server needs a token with --replace"
+    )
     add("key", _key, "print the device's public key, made on first use, for `graftwork-server devices add`")
     return parser
 
@@ -52,6 +58,27 @@ def _run(_options: argparse.Namespace, config: AgentConfig) -> int:
 
     daemon.run(config)
     return 0
+
+
+def _enrol(options: argparse.Namespace, config: AgentConfig) -> int:
+    if not config.enrolment.port:
+        raise AgentError("expected a table [enrolment] with the port of the broker's listener for newcomers")
+    from agent import daemon  # noqa: PLC0415
+
+    if options.new_keys:
+        Identity(Path(config.identity_directory), config.device).forget()
+    if not daemon.enrol(config):
+        return 1
+    print(f"certificate    {_certificate(config)}")
+    return 0
+
+
+def _certificate(config: AgentConfig) -> str:
+    validity = Identity(Path(config.identity_directory), config.device).validity()
+    if validity is None:
+        return "none yet" if config.enrolment.port else "none"
+    until = dt.datetime.fromtimestamp(validity.not_after, dt.timezone.utc)
+    return f"good until {until:%Y-%m-%d}"
 
 
 def _status(options: argparse.Namespace, config: AgentConfig) -> int:
@@ -75,6 +102,7 @@ def _status(options: argparse.Namespace, config: AgentConfig) -> int:
             "training_progress": float(store.text("progress") or 0) or None,
             "training_paused": store.text("paused") or None,
             "schedule": store.text("plan") or None,
+            "certificate": _certificate(config),
         }
     if options.json:
         print(json.dumps(facts))
@@ -92,6 +120,12 @@ def _check_config(_options: argparse.Namespace, config: AgentConfig) -> int:
     print(f"configuration  good: device {config.device} of federation {config.federation}")
     print(f"key            {key.public.raw.hex()}")
     print(f"broker         {config.broker.host}:{config.broker.port}")
+    if config.root:
+        root = first_root(Path(config.root).read_bytes())
+        if root.federation != config.federation:
+            raise AgentError(f"{config.root}: expected a root of {config.federation}, got {root.federation}")
+        print(f"root           version {root.version}, {len(root.server_keys)} key of the server")
+    print(f"certificate    {_certificate(config)}")
     return _check_recordings(config)
 
 

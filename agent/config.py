@@ -126,6 +126,16 @@ class EnrolmentConfig:
 
 
 @dataclass(frozen=True)
+class FirmwareConfig:
+    """Where the device's image says what it is; on devices without one there is nothing."""
+
+    release_file: str = "/etc/graftwork-release"
+    """Lines `compatible=...` and `version=...`."""
+    update_file: str = "/data/update/state.json"
+    """JSON with what became of the last update."""
+
+
+@dataclass(frozen=True)
 class AgentConfig:
     """Everything that the owner of a device can set."""
 
@@ -134,7 +144,7 @@ class AgentConfig:
     federation: str
     server_key: str = ""
     """The server's public key (hexadecimal), from `graftwork-server key`: all that the device believes."""
-    source: SourceConfig = field(default_factory=lambda: SourceConfig("spool"))
+    source: SourceConfig = field(default_factory=lambda: SourceConfig(""))
     state_directory: str = "state"
     """For database, packages and feature cache; relative to the configuration file."""
     publishers: tuple[str, ...] = ()
@@ -147,6 +157,7 @@ class AgentConfig:
     root: str = ""
     """File with the federation's root of trust, instead of `server_key`: the server's key can then change."""
     enrolment: EnrolmentConfig = field(default_factory=EnrolmentConfig)
+    firmware: FirmwareConfig = field(default_factory=FirmwareConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     sending: SendingPolicy = field(default_factory=SendingPolicy)
@@ -155,6 +166,8 @@ class AgentConfig:
     def __post_init__(self) -> None:
         check_device(self.device)
         check_name(self.federation)
+        if not self.source.directory:
+            raise ValueError("source: missing; expected a table that names the directory of the recordings")
         if bool(self.server_key) == bool(self.root):
             raise ValueError("server_key and root: expected one of them")
         if self.server_key:

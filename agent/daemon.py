@@ -14,7 +14,7 @@ from agent.identity import Identity
 from agent.keyring import Keyring
 from agent.store import Store
 from protocol.topics import Topics
-from runtime import memory
+from runtime import memory, notify
 from runtime.link import Link
 from runtime.loop import serve, stop_on_signals
 
@@ -28,7 +28,7 @@ def run(config: AgentConfig) -> None:
     _yield_to_others(config.limits.nice)
     # Importing touched far more of the libraries than running will.
     memory.release_start_up()
-    store = Store(Path(config.state_directory) / STORE_FILE)
+    store = _open_store(config)
     stopping = stop_on_signals()
     try:
         identity, keyring = _who(config, store)
@@ -40,12 +40,18 @@ def run(config: AgentConfig) -> None:
 
 def enrol(config: AgentConfig) -> bool:
     """Get a certificate if there is none, until SIGINT or SIGTERM; whether there is one now."""
-    store = Store(Path(config.state_directory) / STORE_FILE)
+    store = _open_store(config)
     try:
         identity, keyring = _who(config, store)
         return _enrolled(config, identity, keyring, stop_on_signals())
     finally:
         store.close()
+
+
+def _open_store(config: AgentConfig) -> Store:
+    directory = Path(config.state_directory)
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return Store(directory / STORE_FILE)
 
 
 def _who(config: AgentConfig, store: Store) -> tuple[Identity, Keyring]:
@@ -117,6 +123,7 @@ def _take_part(
         "device=%s federation=%s broker=%s:%d",
         config.device, config.federation, config.broker.host, config.broker.port,
     )  # fmt: skip
+    notify.ready()  # a service manager need not wait for the broker: training goes on without it
     serve(agent, link, stopping, tick_seconds=TICK_SECONDS)
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from agent import adoption, participant
+from agent import adoption, firmware, participant
 from agent.config import AgentConfig
 from agent.engine import Engine, Floats
 from agent.engines import open_engine
@@ -112,7 +112,9 @@ class DeviceAgent:
         self._voice = Voice(config.device, self._topics, identity.key(), publish, keyring)
         self._renewal = Renewal(identity, self._voice, now)
         self._outbox = Outbox(store, self._voice, now=now, traffic=traffic, owner=config.sending)
-        self._reporter = Reporter(store, self._voice, now=now, traffic=traffic)
+        self._reporter = Reporter(
+            store, self._voice, now=now, traffic=traffic, firmware=lambda: firmware.read(config.firmware)
+        )
         self._held: Round | None = None
         """A round that is not answered while updates wait."""
         self._looked_at = -math.inf
@@ -261,11 +263,11 @@ class DeviceAgent:
         announcement, manifest = fetched
         sha256 = announcement.package.sha256
         initial = read_adapter((self._installation.path(sha256) / ADAPTER).read_bytes(), manifest.parameters)
+        note_version(self._store, manifest)  # before: what was installed must never be unknown
         self._store.install(
             announcement.version, sha256, initial, announcement.training, announcement.sending,
             schedule=announcement.schedule,
         )  # fmt: skip
-        note_version(self._store, manifest)
         self._installation.keep_only(sha256)
         log.info("installed package %s", announcement.name)
         self._open_package(announcement.training)
@@ -378,7 +380,9 @@ class DeviceAgent:
         }
         adapters, learner = dict(learned.adapters), self._require_learner()
         # What was learned from a release that is withdrawn mostly undoes it; the server does that itself.
-        withheld = None if release.withdraws == self._state.release else self._outbox.withheld()
+        restored = release.restores if release.restores >= 0 else release.withdraws - 1
+        undone = release.withdraws >= 0 and restored < self._state.release <= release.withdraws
+        withheld = None if undone else self._outbox.withheld()
         if withheld is not None:
             adapters["withheld"] = learner.carried_over(withheld)
         self._store.adopt(release.number, release.adapter_sha256, adapters, choice, facts)

@@ -68,7 +68,8 @@ class Enrolment:
         self._publish = publish
         self._now = now
         self._token = token
-        self._ask_at = -math.inf
+        self._asked_at = -math.inf
+        self._wait = REPEAT_SECONDS
 
     @property
     def subscriptions(self) -> list[str]:
@@ -81,7 +82,7 @@ class Enrolment:
 
     def connected(self) -> None:
         """Ask at once."""
-        self._ask_at = -math.inf
+        self._asked_at = -math.inf
 
     def disconnected(self) -> None:
         """Ask again when the link is back."""
@@ -99,9 +100,9 @@ class Enrolment:
     def tick(self) -> None:
         """Ask, when it is time."""
         sealing_key = self._keyring.sealing_key
-        if sealing_key is None or self._now() < self._ask_at:
+        if sealing_key is None or 0 <= self._now() - self._asked_at < self._wait:  # clocks go back, too
             return
-        self._ask_at = self._now() + REPEAT_SECONDS
+        self._asked_at, self._wait = self._now(), REPEAT_SECONDS
         topic = self._topics.enroll(self.nonce, "request")
         request = EnrolmentRequest(
             self._device,
@@ -113,9 +114,11 @@ class Enrolment:
         self._publish(topic, sealing_key.seal(sign_message(request, self._key, topic), topic, 0), False)
 
     def _answered(self, response: CertificateResponse) -> None:
-        if self.finished or response.request != hashlib.sha256(self._identity.signing_request()).digest():
+        pending = self._identity.pending_request()
+        if self.finished or not pending or response.request != hashlib.sha256(pending).digest():
             return
-        self._ask_at = self._now() + (PENDING_SECONDS if response.status == "pending" else REFUSED_SECONDS)
+        self._asked_at = self._now()
+        self._wait = PENDING_SECONDS if response.status == "pending" else REFUSED_SECONDS
         if response.reason and response.reason != self.outcome:
             log.warning("no certificate yet (%s): %s", response.status, response.reason)
         self.outcome = response.reason

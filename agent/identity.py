@@ -16,7 +16,7 @@ from agent.config import CERTIFICATE_FILE, KEY_FILE
 from protocol.signing import PrivateKey
 from runtime.errors import SetupError
 from runtime.keys import load_or_make
-from runtime.whole_files import SECRET, write
+from runtime.whole_files import SECRET, sync, write
 
 _NEXT_KEY, _NEXT_REQUEST = "next.key", "next.csr"
 
@@ -67,17 +67,34 @@ class Identity:
         Raises:
             SetupError: the file holds something else.
         """
+        if not self.certificate_file.exists():
+            return None
         from cryptography import x509  # noqa: PLC0415 - a device without certificates does without
 
         try:
             certificate = x509.load_pem_x509_certificate(self.certificate_file.read_bytes())
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError) as error:
             raise SetupError(f"{self.certificate_file}: expected a key and a certificate: {error}") from error
         return Validity(
             certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
         )
+
+    def pending_request(self) -> bytes:
+        """The request that has no certificate yet; empty: none was made since the last one.
+
+        Raises:
+            SetupError: it cannot be read.
+        """
+        path = self._directory / _NEXT_REQUEST
+        try:
+            key = (self._directory / _NEXT_KEY).read_bytes()
+            if self.certificate_file.exists() and self.certificate_file.read_bytes().startswith(key):
+                return b""  # its certificate is here: a crash left it behind
+            return path.read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise SetupError(f"{path}: {error.strerror}") from error
 
     def signing_request(self) -> bytes:
         """The request for the next certificate, PKCS #10 in DER; its key is made with it.
@@ -90,17 +107,20 @@ class Identity:
         from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415
         from cryptography.x509.oid import NameOID  # noqa: PLC0415
 
-        path = self._directory / _NEXT_REQUEST
+        path, pending = self._directory / _NEXT_REQUEST, self.pending_request()
+        if pending:
+            return pending
         try:
-            if path.exists() and not self._is_answered():
-                return path.read_bytes()
             key = ec.generate_private_key(ec.SECP256R1())
             name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self._device)])
             request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
             pem = key.private_bytes(
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
             )
-            # The key first: a request whose key is lost would be answered with a certificate of no use.
+            # The key first: a request whose key is lost would be answered with a certificate of no use. So
+            # what a crash left of the one before has to go even earlier.
+            path.unlink(missing_ok=True)
+            sync(self._directory)
             write(self._directory / _NEXT_KEY, pem, SECRET)
             write(path, request.public_bytes(serialization.Encoding.DER), SECRET)
             return path.read_bytes()
@@ -131,8 +151,18 @@ class Identity:
             raise SetupError(f"{self.certificate_file}: cannot be written: {error.strerror}") from error
         return Validity(found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp())
 
-    def _is_answered(self) -> bool:
-        """Whether the request that lies there has its certificate: a crash left it behind."""
-        if not self.certificate_file.exists():
-            return False
-        return self.certificate_file.read_bytes().startswith((self._directory / _NEXT_KEY).read_bytes())
+    def forget(self) -> None:
+        """Put keys and certificate away: the next ones are new. For a device that was revoked or repaired.
+
+        The old ones stay beside them, renamed, until the next time.
+
+        Raises:
+            SetupError: they cannot be renamed.
+        """
+        try:
+            for name in (KEY_FILE, CERTIFICATE_FILE, _NEXT_KEY, _NEXT_REQUEST):
+                path = self._directory / name
+                if path.exists():
+                    path.replace(path.with_name(f"{name}.before"))
+        except OSError as error:
+            raise SetupError(f"{self._directory}: {error.strerror}") from error

@@ -10,7 +10,7 @@ back, or has no battery, cannot make what has expired good again.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from agent.store import Store
@@ -159,10 +159,11 @@ class Keyring:
             one.
         """
         trust, kept = peek(Trust, envelope), self._kept
+        if kept.root and trust.roots and trust.roots[-1] != kept.root:
+            # A root that is known is not read again: what reads it takes memory.
+            kept = self._with_root(kept, newest_root(self._root_of(kept), trust.roots))
         if kept.root:
-            root = newest_root(self._held_root(), trust.roots)
-            check_fresh(root, self.now)
-            kept = self._with_root(kept, root)
+            check_fresh(self._root_of(kept), self.now)
         keys = tuple(PublicKey(raw) for raw in kept.server_keys)
         trust = _verify(Trust, envelope, topic, keys)
         if self.now > trust.expires:
@@ -171,47 +172,36 @@ class Keyring:
             raise TrustError("it is older than the last one of its kind: an old message was replayed")
         before = (self._kept.server_keys, self._kept.sealing_key)
         PublicSealingKey(trust.sealing_key)  # one that cannot be used must not replace one that can
-        self._kept = Kept(
-            kept.pinned,
-            kept.root,
-            kept.root_version,
-            kept.root_expires,
-            kept.server_keys,
-            kept.publishers,
-            trust.sealing_key,
-            trust.issued,
-        )
+        self._kept = replace(kept, sealing_key=trust.sealing_key, trust_issued=trust.issued)
         self._store.note_blob("trust", cbor.encode(records.to_numbered(self._kept)))
         return before != (self._kept.server_keys, self._kept.sealing_key)
 
-    def _held_root(self) -> Root:
-        kept = self._kept
+    def _root_of(self, kept: Kept) -> Root:
+        """The root that is kept; its signatures were checked when it came."""
         return Root(
             kept.root_version,
             self._federation,
             kept.root_expires,
-            self.server_keys,
-            self.publishers,
+            tuple(PublicKey(raw) for raw in kept.server_keys),
+            tuple(PublicKey(raw) for raw in kept.publishers),
             kept.root,
         )
 
     def _with_root(self, kept: Kept, root: Root) -> Kept:
         if root.federation != self._federation:
             raise TrustError(f"expected a root of federation {self._federation}, got {root.federation!r}")
-        return Kept(
-            kept.pinned,
-            root.data,
-            root.version,
-            root.expires,
-            tuple(key.raw for key in root.server_keys),
-            tuple(key.raw for key in root.publishers),
-            kept.sealing_key,
-            kept.trust_issued,
+        return replace(
+            kept,
+            root=root.data,
+            root_version=root.version,
+            root_expires=root.expires,
+            server_keys=tuple(key.raw for key in root.server_keys),
+            publishers=tuple(key.raw for key in root.publishers),
         )
 
     def _check_root(self) -> None:
         if self._kept.root:
-            check_fresh(self._held_root(), self.now)
+            check_fresh(self._root_of(self._kept), self.now)
 
 
 def _verify(kind: type[Message], envelope: bytes, topic: str, keys: tuple[PublicKey, ...]) -> Message:

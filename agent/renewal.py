@@ -40,11 +40,21 @@ class Renewal:
         if 0 <= self._now() - self._asked_at < REPEAT_SECONDS:  # clocks go back, too
             return
         self._asked_at = self._now()
-        self._voice.say("renew", RenewalRequest(self._identity.signing_request()))
+        try:
+            request = RenewalRequest(self._identity.signing_request())
+        except SetupError as error:  # e.g. a full disk: the present certificate is good for weeks
+            log.error("the certificate cannot be renewed now: %s", error)
+            return
+        self._voice.say("renew", request)
 
     def receive(self, response: CertificateResponse) -> None:
         """Take the server's answer; the next connection uses the new certificate."""
-        if response.request != hashlib.sha256(self._identity.signing_request()).digest():
+        try:
+            pending = self._identity.pending_request()
+        except SetupError as error:
+            log.error("the certificate is not renewed: %s", error)
+            return
+        if not pending or response.request != hashlib.sha256(pending).digest():
             return
         if response.status != "issued":
             log.warning("the certificate is not renewed: %s", response.reason)

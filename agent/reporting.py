@@ -4,6 +4,7 @@ import resource
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
+from agent.firmware import Firmware
 from agent.participant import State
 from agent.store import Store
 from agent.voice import Voice
@@ -24,6 +25,7 @@ class Reporter:
         *,
         now: Callable[[], float],
         traffic: Callable[[], tuple[int, int]],
+        firmware: Callable[[], Firmware] = Firmware,
     ) -> None:
         """Begin a session.
 
@@ -32,11 +34,14 @@ class Reporter:
             voice: signs and publishes what is said.
             now: Unix seconds.
             traffic: bytes (up, down) of this connection.
+            firmware: what the device's image says of itself now.
         """
         self._store = store
         self._voice = voice
         self._now = now
         self._traffic = traffic
+        self._firmware = firmware
+        self._told = firmware()
         self._session = store.next_session(int(now() * 1000))
         self._said_at = now()
         self.labelled = 0
@@ -44,11 +49,12 @@ class Reporter:
 
     def due(self) -> bool:
         """Whether it is time to say everything again."""
-        return not 0 <= self._now() - self._said_at < REPEAT_SECONDS  # clocks go back, too
+        long_ago = not 0 <= self._now() - self._said_at < REPEAT_SECONDS  # clocks go back, too
+        return long_ago or self._firmware() != self._told
 
     def state(self, state: State, waits: str) -> None:
         """Publish what the device runs."""
-        self._said_at = self._now()
+        self._said_at, self._told = self._now(), self._firmware()
         self._voice.say("state", self._state(state, waits, online=True), retain=True)
 
     def signed_state(self, state: State, waits: str, *, online: bool) -> tuple[str, bytes]:
@@ -102,6 +108,8 @@ class Reporter:
             state.release if state.base else -1,
             self.labelled,
             waits,
+            self._told.version,
+            self._told.update,
         )
 
 

@@ -1,11 +1,13 @@
-"""graftwork-firmware: prepare environments for device images."""
+"""graftwork-firmware: build, provision, flash and update device images."""
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from firmware_tools import device_commands, device_identity, flash_commands, golden, provision_commands
 from firmware_tools.errors import FirmwareError
 from firmware_tools.trim import trim
 
@@ -21,6 +23,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--dry-run", action="store_true", help="remove nothing, only say how much it is")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(command=_trim)
+    provision_commands.add_commands(commands)
+    flash_commands.add_commands(commands)
+    verify = _group(commands, "verify", "check media and root file systems")
+    flash_commands.add_verify_commands(verify)
+    golden.add_commands(verify)
+    device = _group(
+        commands, "device", "what runs on the device itself: health gate, updates, boot state, seed"
+    )
+    device_identity.add_commands(device)
+    device_commands.add_commands(device)
     options = parser.parse_args(arguments)
     try:
         options.command(options)
@@ -28,6 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _group(commands: Any, name: str, text: str) -> Any:
+    """Commands below a command."""
+    return commands.add_parser(name, help=text, description=text).add_subparsers(
+        required=True, metavar="ACTION"
+    )
 
 
 def _trim(options: argparse.Namespace) -> None:

@@ -35,6 +35,10 @@ class IdentityError(ProtocolError):
     """A device is not registered, was revoked, or let its certificate expire."""
 
 
+class LimitError(ProtocolError):
+    """A device sends more than it may; the text is the name of the limit."""
+
+
 class SealingError(ProtocolError):
     """A message is not sealed, or not to the expected key and context."""
 

@@ -55,6 +55,10 @@ class DeviceState:
     """Labelled windows that the device can train on now."""
     waits: str = ""
     """Why the device sends no updates at the moment (see agent/sending.py); empty: it sends them."""
+    firmware: str = ""
+    """Version of the image that runs; empty: the device is none of an image."""
+    firmware_update: str = ""
+    """What became of the last update of the image, in a line."""
 
     def __post_init__(self) -> None:
         check_hash("public_key", self.public_key)
@@ -64,8 +68,9 @@ class DeviceState:
         check_range("labelled_windows", self.labelled_windows, 0, MAX_COUNT)
         if len(self.agent_version) > 64:
             raise ValueError("agent_version: expected at most 64 characters")
-        if len(self.waits) > 64:
-            raise ValueError("waits: expected at most 64 characters")
+        for name, most in (("waits", 64), ("firmware", 64), ("firmware_update", 200)):
+            if len(getattr(self, name)) > most:
+                raise ValueError(f"{name}: expected at most {most} characters")
 
 
 @dataclass(frozen=True)

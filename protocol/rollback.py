@@ -54,6 +54,8 @@ def sign_rollback(order: Rollback, key: PrivateKey) -> bytes:
 def read_rollback(envelope: bytes, keys: Iterable[PublicKey]) -> Rollback:
     """Check the signature of an order and read it.
 
+    Memory: at most `cbor.LEAST_MEMORY` and twice MAX_BYTES.
+
     Raises:
         ProtocolError: malformed, or signed by none of `keys`.
     """

@@ -78,6 +78,7 @@ class PublicSealingKey:
         self._suite = _suite_of(len(raw), "public_bytes")
         try:
             curve = X25519PublicKey.from_public_bytes(raw[-_CURVE:])
+            X25519PrivateKey.generate().exchange(curve)  # fails now, and not at the first message
             self._key: Any = curve
             if self._suite is _HYBRID:
                 lattice = MLKEM768PublicKey.from_public_bytes(raw[:_ML_KEM_PUBLIC])
@@ -164,6 +165,8 @@ class SealingKey:
 
 def unseal(sealed: bytes, keys: Iterable[SealingKey], topic: str, *, limit: int) -> Unsealed:
     """Decrypt a message with the key that it names.
+
+    Memory: at most twice `limit` and 4 KiB beside the message.
 
     Args:
         sealed: the bytes received.

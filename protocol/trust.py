@@ -17,6 +17,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
+
 from protocol.errors import SignatureError, TrustError, shown
 from protocol.signing import PublicKey
 
@@ -46,6 +49,8 @@ class Root:
 def first_root(data: bytes) -> Root:
     """Read the root that a device or server was given; it must be signed by a threshold of its own keys.
 
+    Memory: at most 64 times its bytes, which MAX_ROOT_BYTES bounds, and 64 KiB.
+
     Raises:
         TrustError: malformed, too large, or not signed by enough of its keys.
     """
@@ -56,6 +61,8 @@ def first_root(data: bytes) -> Root:
 
 def next_root(trusted: Root, data: bytes) -> Root:
     """Read the version that follows `trusted`.
+
+    Memory: as `first_root`, for both of them.
 
     Raises:
         TrustError: not the next version, of another federation, or not signed by enough keys of both
@@ -113,14 +120,14 @@ def _read(data: bytes) -> Any:
     # tuf and what it loads take 6 MB of memory: a device whose root does not change does without.
     from tuf.api.exceptions import RepositoryError  # noqa: PLC0415
     from tuf.api.metadata import Metadata  # noqa: PLC0415
-    from tuf.api.serialization import DeserializationError  # noqa: PLC0415
 
-    logging.getLogger("tuf").setLevel(logging.WARNING)  # each key that has not signed is no news
+    for name in ("tuf", "securesystemslib"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # each key that has not signed is no news
     if len(data) > MAX_ROOT_BYTES:
         raise TrustError(f"expected a root of at most {MAX_ROOT_BYTES} bytes, got {len(data)}")
     try:
         metadata: Any = Metadata.from_bytes(data)
-    except (DeserializationError, RepositoryError, ValueError, RecursionError) as error:
+    except (RepositoryError, ValueError, RecursionError) as error:
         raise TrustError(f"not the root of a federation: {shown(error)}") from error
     if metadata.signed.type != ROOT:
         raise TrustError(f"expected root metadata, got {shown(metadata.signed.type)}")
@@ -128,9 +135,16 @@ def _read(data: bytes) -> Any:
 
 
 def _check_signatures(by: Any, metadata: Any, whose: str) -> None:
+    from tuf.api.exceptions import RepositoryError  # noqa: PLC0415
+
     try:
         result = by.signed.get_verification_result(ROOT, metadata.signed_bytes, metadata.signatures)
-    except (ValueError, KeyError, TypeError) as error:
+    except (
+        RepositoryError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:  # e.g. fractions have no canonical form
         raise TrustError(f"the root's signatures cannot be checked: {shown(error)}") from error
     if not result.verified:
         raise TrustError(
@@ -144,6 +158,7 @@ def _root(metadata: Any, data: bytes) -> Root:
     federation = signed.unrecognized_fields.get(FEDERATION_FIELD)
     if not isinstance(federation, str):
         raise TrustError(f"the root names no federation ({FEDERATION_FIELD})")
+    _check_distinct(signed)
     server_keys = _keys(signed, SERVER)
     if not server_keys:
         raise TrustError(f"the root names no key of the server (role {SERVER})")
@@ -158,10 +173,33 @@ def _root(metadata: Any, data: bytes) -> Root:
     )
 
 
+def _check_distinct(signed: Any) -> None:
+    """Refuse a root key under two ids: its one holder would count twice."""
+    keys = [_material(signed.keys[keyid]) for keyid in signed.roles[ROOT].keyids if keyid in signed.keys]
+    readable = [key for key in keys if key]
+    if len(set(readable)) < len(readable):
+        raise TrustError("the root names one root key under two ids: its holder would count twice")
+
+
+def _material(key: Any) -> bytes:
+    """A public key itself, however it is written; empty: it cannot be read, so it signs nothing either."""
+    public: str = key.keyval["public"]
+    try:
+        if key.keytype == "ed25519":
+            return bytes.fromhex(public)
+        return load_pem_public_key(public.encode()).public_bytes(
+            Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+        )
+    except (ValueError, UnsupportedAlgorithm):
+        return b""
+
+
 def _keys(signed: Any, role: str) -> tuple[PublicKey, ...]:
     keys = []
     for keyid in signed.roles[role].keyids:
-        key = signed.keys[keyid]
+        key = signed.keys.get(keyid)
+        if key is None:
+            raise TrustError(f"role {role}: expected only keys that the root lists, got {shown(keyid)}")
         if key.scheme != "ed25519":
             raise TrustError(f"role {role}: expected Ed25519 keys, got {shown(key.scheme)}")
         try:

@@ -10,9 +10,18 @@ import sqlalchemy as sql
 
 from protocol.signing import PublicKey
 from server import tables
-from server.database import Database
+from server.database import Database, text
 from server.errors import ServerError
-from server.identities import ACTIVE, REVOKED, NewCertificate, Refused, held_certificate, keep, registered
+from server.identities import (
+    ACTIVE,
+    REVOKED,
+    SESSION_OF_KEY_BEFORE,
+    NewCertificate,
+    Refused,
+    held_certificate,
+    keep,
+    registered,
+)
 
 MAX_PENDING = 10_000
 """Requests that wait for an operator; the oldest are forgotten, and come again while the device lives."""
@@ -165,8 +174,13 @@ def _use_token(connection: sql.Connection, claim: Claim, now: float, *, replaces
     row = connection.execute(sql.select(tables.tokens).where(columns.sha256 == sha256)).mappings().first()
     if row is None or row["device"] != claim.device:
         raise Refused("the token is not one of this federation for this device")
-    if row["used_by"] is not None and bytes(row["used_by"]) != claim.key.raw:
-        raise Refused("the token was used by another key before: is this the copy of another device's card?")
+    if row["used_by"] is not None:
+        if bytes(row["used_by"]) != claim.key.raw:
+            raise Refused(
+                "the token was used by another key before: is this the copy of another device's card?"
+            )
+        # Whoever used it was registered, and was removed or replaced since: no token undoes that.
+        raise Refused("the token was used already, and the device was removed or replaced since")
     if now > row["expires_at"]:
         raise Refused("the token has expired")
     if replaces and not row["replace"]:
@@ -191,7 +205,7 @@ def _note_request(connection: sql.Connection, claim: Claim, agent: str, now: flo
         return
     connection.execute(
         table.insert().values(
-            device=claim.device, public_key=claim.key.raw, asked_at=now, agent_version=agent[:64]
+            device=claim.device, public_key=claim.key.raw, asked_at=now, agent_version=text(agent)[:64]
         )
     )
     newest = (
@@ -214,7 +228,11 @@ def _register(connection: sql.Connection, claim: Claim, now: float) -> None:
         "status_reason": "",
         "status_at": now,
     }
-    changed = connection.execute(devices.update().where(devices.c.id == claim.device).values(fresh)).rowcount
+    # Whoever connected with the key before is still there.
+    replaced = {**fresh, "session_ended_at": SESSION_OF_KEY_BEFORE}
+    changed = connection.execute(
+        devices.update().where(devices.c.id == claim.device).values(replaced)
+    ).rowcount
     if not changed:
         connection.execute(devices.insert().values(id=claim.device, **fresh))
     connection.execute(

@@ -20,6 +20,7 @@ from server.authority import KINDS, Authority
 from server.broker_settings import BrokerSettings
 from server.config import ServerConfig
 from server.errors import ServerError
+from server.table import open_store
 
 CLIENT = "broker-client"
 """Files of the server's own client certificate, in its data directory."""
@@ -141,12 +142,15 @@ def _row(kind: str, certificate: x509.Certificate) -> dict[str, Any]:
 def _broker_config(options: argparse.Namespace, config: ServerConfig) -> int:
     data, now = Path(config.data_directory), time.time()
     ca = Authority.open(data / authority.DIRECTORY)
+    with open_store(config) as store:
+        revoked = store.revoked_serials(now)
     settings = broker_config.write(
         options.directory,
         config.federation,
         ca,
         hosts=options.host,
         now=now,
+        revocations=ca.revocation_list(revoked, now),
         port=options.port,
         enrolment_port=options.enrolment_port,
         service_port=options.service_port,
@@ -167,8 +171,9 @@ def _instructions(settings: BrokerSettings, data: Path, folder: Path, host: str)
     programs = [broker_settings.BROKER] + [broker_settings.ENROLMENT] * bool(settings.enrolment_port)
     return "\n".join(
         (
-            f"wrote {settings.directory}; it must belong to the user that runs mosquitto:",
-            f"  chown -R mosquitto: {settings.directory}",
+            f"wrote {settings.directory}; it must belong to the user that runs mosquitto. Best it is",
+            "that of the server, which can then revoke and read the brokers' logs (units: deploy/systemd):",
+            f"  chown -R graftwork: {settings.directory}",
             "run" + (", as two processes" if len(programs) > 1 else "") + ":",
             *(f"  mosquitto -c {settings.directory / program}" for program in programs),
             "restart what runs already: a reload (SIGHUP) reads no ports, and not the bridge's certificate",
@@ -181,10 +186,22 @@ def _instructions(settings: BrokerSettings, data: Path, folder: Path, host: str)
             f"tls_certificate = {json.dumps(f'{here}/{CLIENT}.crt')}",
             f"tls_key = {json.dumps(f'{here}/{CLIENT}.key')}",
             "",
+            "[trust]",
+            f"broker_directory = {json.dumps(os.path.relpath(settings.directory, folder.resolve()))}",
+            "",
             f"agent.toml, with a copy of {trusted} beside it:",
             "[broker]",
             f"host = {json.dumps(host)}",
             f"port = {settings.port}",
             f"tls_ca = {json.dumps(trusted.name)}",
+            *_enrolment(settings),
         )
     )
+
+
+def _enrolment(settings: BrokerSettings) -> list[str]:
+    """How agents enrol, where they may."""
+    if not settings.enrolment_port:
+        return []
+    claim = ['claim_certificate = "claim.crt"', 'claim_key = "claim.key"'] * settings.require_claim
+    return ["", "[enrolment]", f"port = {settings.enrolment_port}", 'token_file = "token"', *claim]

@@ -8,6 +8,7 @@ from protocol.identity import Trust
 from protocol.messages import Announcement, ServerState, sign_message
 from protocol.signing import PrivateKey
 from protocol.topics import Topics
+from protocol.trust import MAX_ROOTS
 from server.intake import RoundTerms
 from server.ledger_records import ReleaseRecord
 from server.offers import Offers
@@ -64,9 +65,12 @@ class Broadcast:
         self._hand_over(topic, envelope, retain=True)
 
     def trust(self, roots: list[bytes], sealing_key: bytes) -> None:
-        """Say which keys hold; devices need it before all else."""
+        """Say which keys hold; devices need it before all else.
+
+        A device that is more versions behind than a message holds has to be given a newer root by hand.
+        """
         self._signed_at = self._now()
-        self._to_all("trust", Trust(tuple(roots), sealing_key, self._now(), self._expires))
+        self._to_all("trust", Trust(tuple(roots[-MAX_ROOTS:]), sealing_key, self._now(), self._expires))
 
     def package(self, announcement: Announcement) -> None:
         """Announce a package."""

@@ -123,6 +123,8 @@ def alternative_name(host: str) -> x509.GeneralName:
 def request_key(csr_der: bytes) -> DeviceKey:
     """Read the public key of a certificate request; all else in it but the signature is ignored.
 
+    Memory: at most four times its bytes, which MAX_REQUEST_BYTES bounds, and 32 KiB.
+
     Raises:
         CertificateRequestError: too large, malformed, not signed by its own key, or another kind of key.
     """

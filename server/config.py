@@ -17,6 +17,8 @@ from protocol.topics import check_name
 from runtime import configuration
 from runtime.broker import BrokerConfig
 from server.aggregation import MAX_TOTAL_WEIGHT
+from server.limits import LimitsPolicy
+from server.metrics import MetricsPolicy
 from server.retention import RetentionPolicy
 from server.round import RoundPolicy
 from server.rules.policy import AggregationPolicy
@@ -75,6 +77,8 @@ class ServerConfig:
     schedule: SchedulePolicy = field(default_factory=SchedulePolicy)
     aggregation: AggregationPolicy = field(default_factory=AggregationPolicy)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
+    limits: LimitsPolicy = field(default_factory=LimitsPolicy)
+    metrics: MetricsPolicy = field(default_factory=MetricsPolicy)
     maximum_update_bytes: int = 4 * 1024 * 1024
     release_step_ratio: float = 1.5
     """Quantisation step of a release in root mean squares of its difference to the one before: larger means

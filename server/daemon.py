@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import closing
 from pathlib import Path
 
 from runtime.link import Link
@@ -9,6 +10,7 @@ from runtime.loop import serve, stop_on_signals
 from server.config import ServerConfig
 from server.coordinator import Coordinator
 from server.keys import ServerKeys
+from server.metrics import Metrics, endpoint
 from server.revocation import open_authority, open_revocations
 from server.store import Store
 
@@ -36,10 +38,14 @@ def _serve(config: ServerConfig, store: Store, keys: ServerKeys) -> None:
     def publish(topic: str, payload: bytes, retain: bool) -> bool:
         return link is not None and link.publish(topic, payload, retain=retain)
 
+    metrics = Metrics()
+    revocations = open_revocations(config, store, time.time, metrics.revoked)
     coordinator = Coordinator(
         config, store, keys, publish, time.time,
-        issuer=open_authority(config), revocations=open_revocations(config, store, time.time),
+        issuer=open_authority(config), revocations=revocations, metrics=metrics,
+        traffic=lambda: (link.bytes_up, link.bytes_down) if link else (0, 0),
     )  # fmt: skip
     link = Link(config.broker, f"graftwork-server-{config.federation}", coordinator.subscriptions)
     log.info("serving federation=%s on %s:%d", config.federation, config.broker.host, config.broker.port)
-    serve(coordinator, link, stopping, tick_seconds=TICK_SECONDS)
+    with closing(coordinator), endpoint(config.metrics, metrics):
+        serve(coordinator, link, stopping, tick_seconds=TICK_SECONDS)

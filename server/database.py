@@ -130,6 +130,11 @@ def reason(error: SQLAlchemyError) -> str:
     return " ".join(str(getattr(error, "orig", None) or error).split())
 
 
+def text(received: str) -> str:
+    """Text that every database takes: PostgreSQL has no character 0."""
+    return received.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
 def next_number(connection: sql.Connection, column: sql.Column[Any], first: int) -> int:
     """One more than the largest number in a column, `first` where there is none."""
     newest = connection.execute(sql.select(sql.func.max(column))).scalar()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from protocol.field_checks import check_range
 from protocol.signing import PublicKey
 from protocol.topics import check_device
 from runtime.keys import write_text_secret
@@ -27,6 +28,8 @@ COLUMNS = [
     "labelled_windows",
     "certificate_until",
     "agent_version",
+    "firmware",
+    "firmware_update",
     "public_key",
 ]
 
@@ -100,6 +103,7 @@ def _remove(options: argparse.Namespace, config: ServerConfig) -> int:
 
 def _token(options: argparse.Namespace, config: ServerConfig) -> int:
     names, now = [check_device(name) for name in options.devices], time.time()
+    check_range("--days", options.days, 0.01, 3650)
     with open_store(config) as store:
         tokens = store.make_tokens(names, now + options.days * 86_400, now, replace=options.replace)
     for name, token in tokens.items():

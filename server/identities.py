@@ -12,10 +12,12 @@ import sqlalchemy as sql
 
 from protocol.signing import PublicKey
 from server import tables
-from server.database import Database
+from server.database import Database, text
 
 ACTIVE, QUARANTINED, REVOKED = "active", "quarantined", "revoked"
 STATUSES = (ACTIVE, QUARANTINED, REVOKED)
+SESSION_OF_KEY_BEFORE = 0.0
+"""In the place of the moment at which a session was ended: that of the key before is to be ended."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,9 @@ class Identities:
                 .where(devices.c.id == device, devices.c.status.notin_([status, REVOKED]))
                 .values(
                     status=status,
-                    status_reason=reason.replace("\0", "\N{REPLACEMENT CHARACTER}")[:500],
+                    status_reason=text(reason)[:500],
                     status_at=now,
-                    session_ended_at=None,
+                    **({"session_ended_at": None} if status == REVOKED else {}),
                 )
             ).rowcount
             if changed and status == REVOKED:
@@ -87,22 +89,35 @@ class Identities:
                 )
         return bool(changed)
 
-    def sessions_to_end(self) -> list[str]:
-        """Revoked devices whose session at the broker was not ended yet."""
+    def sessions_to_end(self) -> dict[str, float]:
+        """Devices that were revoked or came with another key, while the session before stands; since when."""
         devices = tables.devices.c
-        statement = sql.select(devices.id).where(
-            devices.status == REVOKED, devices.session_ended_at.is_(None)
-        )
-        return [row["id"] for row in self._database.all(statement)]
+        statement = sql.select(devices.id, devices.status_at).where(session_to_end()).order_by(devices.id)
+        return {row["id"]: row["status_at"] or 0.0 for row in self._database.all(statement)}
+
+    def barred(self) -> frozenset[str]:
+        """Devices that are quarantined or revoked."""
+        devices = tables.devices.c
+        rows = self._database.all(sql.select(devices.id).where(devices.status != ACTIVE))
+        return frozenset(row["id"] for row in rows)
 
     def note_session_ended(self, device: str, now: float) -> None:
-        """Note that the broker ended a revoked device's session."""
+        """Note that the broker ended a device's session; if it comes back, it says so."""
         with self._database.engine.begin() as connection:
             connection.execute(
                 tables.devices.update()
                 .where(tables.devices.c.id == device)
                 .values(session_ended_at=now, online=False)
             )
+
+    def revocations(self) -> tuple[int, float]:
+        """(how many certificates are revoked, when the last one was): changes with each revocation."""
+        columns = tables.certificates.c
+        statement: Any = sql.select(
+            sql.func.count(columns.revoked_at).label("count"), sql.func.max(columns.revoked_at).label("last")
+        )
+        row = self._database.first(statement)
+        return (row["count"], row["last"] or 0.0) if row else (0, 0.0)
 
     def revoked_serials(self, now: float) -> list[tuple[int, float]]:
         """(serial, when it was revoked) of every certificate that would otherwise still be good."""
@@ -136,6 +151,13 @@ class Identities:
             .where(columns.device == device)
             .order_by(columns.issued_at.desc())
         )
+
+
+def session_to_end() -> sql.ColumnElement[bool]:
+    """Whether a device's session at the broker has to be ended."""
+    devices = tables.devices.c
+    revoked = sql.and_(devices.status == REVOKED, devices.session_ended_at.is_(None))
+    return sql.or_(revoked, devices.session_ended_at == SESSION_OF_KEY_BEFORE)
 
 
 def registered(connection: sql.Connection, device: str) -> dict[str, Any] | None:

@@ -102,7 +102,7 @@ def may_subscribe(client: str, topic: str, federation: str) -> bool:
     """Whether an honest client with this id subscribes to a topic."""
     root = f"{PREFIX}/{federation}"
     return (
-        client == f"graftwork-server-{federation}"
+        client in {f"graftwork-server-{federation}", f"graftwork-bridge-{federation}"}
         or topic in {f"{root}/srv/state", f"{root}/enroll/{client}/response"}
         or topic.startswith((f"{root}/all/", f"{root}/dn/{client}/"))
     )

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from protocol.release_coding import adapter_sha256
 from protocol.signing import PublicKey
 from server import tables, withdrawals
 from server.database import Database, next_number
+from server.errors import ServerError
 from server.evaluation import TOGETHER
 from server.ledger_records import (
     JournalledUpdate,
@@ -95,6 +96,42 @@ class Ledger:
             )
             connection.execute(tables.releases.insert().values(release_row(release)))
         return version
+
+    def skip_numbers(self, count: int, now: float) -> int:
+        """Pass over numbers of packages, rounds and releases; returns the number of the newest release.
+
+        For a server whose backup was restored: devices refuse numbers below those that they have seen. The
+        package and the release that run are there once more, under the new numbers; an open round ends.
+
+        Raises:
+            ServerError: there is no package yet.
+        """
+        package, release = self.newest_package(), self.newest_release()
+        if package is None or release is None:
+            raise ServerError("there is no package yet, so there is nothing to go on with")
+        again = withdrawals.replacement(release, release, now)
+        version, number = package.version + count, release.number + count
+        again = replace(again, number=number, package_version=version)
+        with self._database.only_writer() as connection:
+            connection.execute(
+                tables.rounds.update()
+                .where(tables.rounds.c.closed_at.is_(None))
+                .values(closed_at=now, outcome="numbers were passed over")
+            )
+            connection.execute(tables.packages.insert().values({**asdict(package), "version": version}))
+            connection.execute(tables.releases.insert().values(release_row(again)))
+            passed = RoundRecord(
+                next_number(connection, tables.rounds.c.number, 1) + count - 1,
+                version,
+                number,
+                (),
+                now,
+                now,
+                closed_at=now,
+                outcome="numbers were passed over",
+            )
+            connection.execute(tables.rounds.insert().values({**asdict(passed), "cohort": []}))
+        return number
 
     def package_path(self, sha256: bytes) -> Path:
         """Where a package lies."""

@@ -1,22 +1,34 @@
 """Where messages come in: who speaks, whether it may, and what it says. Nothing is decided on what was said.
 
-In this order: topic, registered device, its status, its certificate's time, sealing, size, signature, fields.
-A device that was revoked a moment ago is refused here although its connection still stands.
+In this order: topic, registered device, how much it sends, its status, its certificate's time, sealing, size,
+signature, fields. A device that was revoked a moment ago is refused here although its connection still
+stands.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from protocol.errors import EncodingError, IdentityError, SealingError
+from protocol.errors import EncodingError, IdentityError, LimitError, ProtocolError, SealingError
 from protocol.identity import RenewalRequest
 from protocol.messages import LIMITS, ChunkRequest, DeviceState, Report, Update, peek, verify_message
 from protocol.sealing import SealingKey, unseal
 from protocol.signing import ENVELOPE_BYTES, PublicKey
 from protocol.topics import Topics, check_device
 from server.identities import QUARANTINED, REVOKED, Identity
+from server.limits import UNKNOWN, RateLimiter
+from server.refusals import is_misbehaviour
 from server.store import Store
 
 Message = DeviceState | Update | ChunkRequest | Report | RenewalRequest
+SEALED = ("update", "report")
+"""Kinds that only the server can read."""
+_KINDS: dict[str, type[Message]] = {
+    "state": DeviceState,
+    "update": Update,
+    "report": Report,
+    "get": ChunkRequest,
+    "renew": RenewalRequest,
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,17 @@ class Incoming:
     quarantined: bool = False
 
 
+class RefusedMessage(Exception):  # noqa: N818 - it is a verdict, not an accident
+    """A message that is not taken."""
+
+    def __init__(self, device: str, error: ProtocolError, *, signed: bool) -> None:
+        """Say whose topic it came on, why it is refused, and whether that device signed it all the same."""
+        super().__init__(str(error))
+        self.device = device
+        self.error = error
+        self.signed = signed
+
+
 class Reception:
     """Checks all that devices send, but for requests to enrol."""
 
@@ -41,6 +64,7 @@ class Reception:
         sealing: Sequence[SealingKey],
         now: Callable[[], float],
         *,
+        limiter: RateLimiter,
         maximum_update_bytes: int,
         open_enrolment: bool,
     ) -> None:
@@ -51,6 +75,7 @@ class Reception:
             topics: of the federation.
             sealing: keys that updates and reports may be sealed to.
             now: Unix seconds.
+            limiter: how much each device may send.
             maximum_update_bytes: largest payload of an update.
             open_enrolment: whether an unknown name is registered with the first key that it presents.
         """
@@ -58,6 +83,7 @@ class Reception:
         self._topics = topics
         self._sealing = sealing
         self._now = now
+        self._limiter = limiter
         self._maximum_update_bytes = maximum_update_bytes
         self._open = open_enrolment
 
@@ -65,23 +91,39 @@ class Reception:
         """Check a message; None: a retained state that somebody cleared.
 
         Raises:
-            ProtocolError: it is not what it should be, or of a device that may not speak.
+            RefusedMessage: it is not what it should be, or of a device that may not speak.
         """
-        device, kind = self._topics.parse_up(topic)
-        if kind == "state" and not payload:
-            return None
-        identity = self._identify(device, kind, payload, topic)
-        quarantined = identity.status == QUARANTINED
-        if kind == "update":
-            return self._sealed(device, identity, Update, payload, topic)
-        if kind == "report":
-            return self._sealed(device, identity, Report, payload, topic)
-        types = {"state": DeviceState, "get": ChunkRequest, "renew": RenewalRequest}
-        message: Message = verify_message(types[kind], payload, identity.key, topic)
-        return Incoming(device, identity.key, message, payload, quarantined)
+        device = "?"
+        try:
+            device, kind = self._topics.parse_up(topic)
+            if kind == "state" and not payload:
+                return None
+            identity = self._identify(device, kind, payload, topic)
+            limit = self._maximum_update_bytes if kind == "update" else LIMITS[_KINDS[kind]]
+            number, envelope = self._unsealed(kind, payload, topic, limit)
+        except ProtocolError as error:
+            raise RefusedMessage(device, error, signed=False) from error
+        try:
+            message: Message = verify_message(_KINDS[kind], envelope, identity.key, topic, limit=limit)
+            _check_number(number, message)
+        except ProtocolError as error:
+            # Size and form are looked at before the signature, so whose mistake it is must be asked again.
+            signed = is_misbehaviour(error, envelope, identity.key, topic)
+            raise RefusedMessage(device, error, signed=signed) from error
+        return Incoming(device, identity.key, message, envelope, identity.status == QUARANTINED)
+
+    def _unsealed(self, kind: str, payload: bytes, topic: str, limit: int) -> tuple[int | None, bytes]:
+        """(number that it was sealed for, envelope); what is not to be sealed is the envelope already."""
+        if kind not in SEALED:
+            return None, payload
+        return unseal(payload, self._sealing, topic, limit=limit + ENVELOPE_BYTES)
 
     def _identify(self, device: str, kind: str, payload: bytes, topic: str) -> Identity:
         identity = self._store.identity(device)
+        who = device if identity else UNKNOWN
+        exceeded = self._limiter.take(who, len(topic) + len(payload), self._now())
+        if exceeded:
+            raise LimitError(exceeded)
         if identity is None:
             if kind == "state" and self._open:
                 return self._first_seen(device, payload, topic)
@@ -106,13 +148,10 @@ class Reception:
             raise IdentityError("the device is not registered")
         return identity
 
-    def _sealed(
-        self, device: str, identity: Identity, kind: type[Update] | type[Report], payload: bytes, topic: str
-    ) -> Incoming:
-        limit = self._maximum_update_bytes if kind is Update else LIMITS[Report]
-        number, envelope = unseal(payload, self._sealing, topic, limit=limit + ENVELOPE_BYTES)
-        message: Update | Report = verify_message(kind, envelope, identity.key, topic, limit=limit)
+
+def _check_number(number: int | None, message: Message) -> None:
+    """What is sealed must be about the round or release that its seal is for."""
+    if isinstance(message, Update | Report):
         about = message.round if isinstance(message, Update) else message.release
         if number != about:
             raise SealingError(f"it was sealed for number {number}, and says that it is about {about}")
-        return Incoming(device, identity.key, message, envelope, identity.status == QUARANTINED)

@@ -6,7 +6,14 @@ the log and the list of refusals. A code never does, so a hostile device cannot 
 
 import re
 
-from protocol.errors import ArtifactError, EncodingError, ProtocolError, SchemaError, SignatureError
+from protocol.errors import (
+    ArtifactError,
+    EncodingError,
+    ProtocolError,
+    SchemaError,
+    SealingError,
+    SignatureError,
+)
 from protocol.signing import PublicKey, verify
 from protocol.topics import context
 from server import limits
@@ -33,6 +40,8 @@ UNREADABLE = "unreadable"
 RATE = "rate"
 QUARANTINED = "quarantined"
 REVOKED = "revoked"
+EXPIRED = "expired"
+SEALING = "sealing"
 OTHER = "other"
 
 CODES = {
@@ -58,6 +67,8 @@ CODES = {
     RATE: "more than the limits allow",
     QUARANTINED: "the device is quarantined",
     REVOKED: "the device is revoked",
+    EXPIRED: "the device let its certificate expire",
+    SEALING: "not sealed to a key of this server for this topic and round",
     OTHER: "any other reason",
 }
 """Every code, with what it means."""
@@ -83,6 +94,7 @@ _PATTERNS = [
         (r"the device is not registered", NOT_REGISTERED),
         (r"the device is (in quarantine|quarantined)", QUARANTINED),
         (r"the device is revoked", REVOKED),
+        (r"the device's certificate has expired", EXPIRED),
         ("|".join(limits.REASONS), RATE),
         (r"expected a topic ", TOPIC),
         (r"expected at most \d+ bytes|expected a payload of at most ", SIZE),
@@ -103,6 +115,7 @@ _PATTERNS = [
 """The beginnings of the texts that are written in this project; what a peer sent stands behind them."""
 _KINDS = (
     (SignatureError, SIGNATURE),
+    (SealingError, SEALING),
     (SchemaError, FIELDS),
     (EncodingError, ENCODING),
     (ArtifactError, UNREADABLE),

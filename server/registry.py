@@ -9,8 +9,9 @@ from sqlalchemy.exc import IntegrityError
 from protocol.messages import DeviceState, Report
 from protocol.signing import PublicKey
 from server import tables
-from server.database import Database
+from server.database import Database, text
 from server.errors import ServerError
+from server.identities import session_to_end
 
 MAX_REFUSALS = 10_000
 """Older refusals are forgotten, so that a noisy device cannot fill the disk."""
@@ -43,13 +44,19 @@ class Registry:
         """Forget a device; its later messages are refused. False: it was not known.
 
         Raises:
-            ServerError: it has a certificate that the broker still takes.
+            ServerError: it has a certificate that the broker still takes, or a session there.
         """
-        certificates = tables.certificates.c
+        certificates, devices = tables.certificates.c, tables.devices.c
         with self._database.only_writer() as connection:
             good = (certificates.device == device) & certificates.revoked_at.is_(None)
             if connection.execute(sql.select(certificates.serial).where(good)).first():
                 raise ServerError(f"{device!r} has a certificate: revoke it first (devices revoke)")
+            if connection.execute(
+                sql.select(devices.id).where(devices.id == device, session_to_end())
+            ).first():
+                raise ServerError(
+                    f"{device!r} has a session that is not ended yet: let the server run, then try again"
+                )
             result = connection.execute(tables.devices.delete().where(tables.devices.c.id == device))
         return bool(result.rowcount)
 
@@ -70,11 +77,13 @@ class Registry:
                     online=state.online,
                     session=state.session,
                     last_seen=now,
-                    agent_version=_text(state.agent_version),
+                    agent_version=text(state.agent_version),
                     package=state.package,
                     release=state.release,
                     labelled_windows=state.labelled_windows,
-                    waits=_text(state.waits),
+                    waits=text(state.waits),
+                    firmware=text(state.firmware),
+                    firmware_update=text(state.firmware_update),
                 )
             )
 
@@ -105,7 +114,7 @@ class Registry:
         """Note a message that was refused."""
         with self._database.engine.begin() as connection:
             result = connection.execute(
-                tables.refusals.insert().values(device=device, received_at=now, reason=_text(reason)[:500])
+                tables.refusals.insert().values(device=device, received_at=now, reason=text(reason)[:500])
             )
             [newest] = result.inserted_primary_key or (0,)
             connection.execute(tables.refusals.delete().where(tables.refusals.c.id <= newest - MAX_REFUSALS))
@@ -113,8 +122,3 @@ class Registry:
     def refusals(self) -> list[dict[str, Any]]:
         """Messages that were refused, newest first."""
         return self._database.all(sql.select(tables.refusals).order_by(tables.refusals.c.id.desc()))
-
-
-def _text(received: str) -> str:
-    """Text that every database takes: PostgreSQL has no character 0."""
-    return received.replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -20,6 +20,8 @@ from server.store import Store
 from server.table import open_store
 from server.withdrawals import replacement
 
+RECOVERY = 10_000
+"""More releases than any backup is old."""
 ORDER_SECONDS = 90 * 86_400.0
 """How long an order is good that the server signs itself."""
 
@@ -41,6 +43,12 @@ def add_commands(add: Add) -> None:
     rollback = add("rollback", _rollback, "go back to an earlier release of the package that runs")
     rollback.add_argument("release", type=int, help="its number, see `releases`")
     rollback.add_argument("--reason", default="", help="for the record")
+    recover = add(
+        "recover", _recover, "after restoring a backup: go on with numbers that devices have not seen"
+    )
+    recover.add_argument(
+        "--by", type=int, default=RECOVERY, help=f"how many numbers are passed over (default: {RECOVERY})"
+    )
 
 
 def _push(options: argparse.Namespace, config: ServerConfig) -> int:
@@ -85,6 +93,15 @@ def _rollback(options: argparse.Namespace, config: ServerConfig) -> int:
     return 0
 
 
+def _recover(options: argparse.Namespace, config: ServerConfig) -> int:
+    if options.by < 1:
+        raise ServerError(f"--by: expected 1 or more, got {options.by}")
+    with open_store(config) as store:
+        release = store.skip_numbers(options.by, time.time())
+    print(f"packages, rounds and releases go on from release {release}, which is the newest one once more")
+    return 0
+
+
 def _publishers(options: argparse.Namespace, config: ServerConfig, store: Store) -> list[PublicKey]:
     """Who may sign: whom the operator names, else the configuration, else the root."""
     named = [options.publisher] if options.publisher else config.publishers
@@ -121,13 +138,13 @@ def _order(
         raise ServerError(
             f"package {manifest.name} {manifest.version} has expired: no device would install it"
         )
-    held = _version_that_runs(store, manifest.name)
+    held = _version_that_devices_had(store, manifest.name)
     if held is None or manifest.version >= held:
         return None
     if options.rollback is None:
         raise ServerError(
-            f"version {manifest.version} of {manifest.name} is older than {held}, which runs: devices would "
-            "refuse it; to go back, add --rollback"
+            f"version {manifest.version} of {manifest.name} is older than {held}, which devices had: they "
+            "would refuse it; to go back, add --rollback"
         )
     if options.rollback != Path():
         envelope: bytes = options.rollback.read_bytes()
@@ -147,12 +164,15 @@ def _order(
     return envelope
 
 
-def _version_that_runs(store: Store, name: str) -> int | None:
+def _version_that_devices_had(store: Store, name: str) -> int | None:
+    """Version of the newest package of this name, which need not be the one that runs."""
     newest = store.newest_package()
-    if newest is None:
-        return None
-    data = store.package_path(newest.sha256).read_bytes()
-    manifest = unpack(data, None).manifest  # checked when it was pushed
-    if hashlib.sha256(data).digest() != newest.sha256 or manifest.name != name:
-        return None
-    return manifest.version
+    for number in range(newest.version if newest else 0, 0, -1):
+        record = store.package(number)
+        if record is None or not f"{record.name} ".startswith(f"{name} "):
+            continue
+        data = store.package_path(record.sha256).read_bytes()
+        manifest = unpack(data, None).manifest  # checked when it was pushed
+        if hashlib.sha256(data).digest() == record.sha256 and manifest.name == name:
+            return manifest.version
+    return None

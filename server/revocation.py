@@ -5,7 +5,6 @@ list is written and read again first, and then the server takes the session over
 between, the server goes on with it when it starts: the database knows which sessions were not ended yet.
 """
 
-import contextlib
 import logging
 import math
 import os
@@ -44,6 +43,7 @@ class Revocations:
         *,
         directory: Path,
         reload_command: Sequence[str] = (),
+        ended: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         """Take what is needed.
 
@@ -53,6 +53,7 @@ class Revocations:
             broker: the listener for services.
             now: Unix seconds.
             directory: what `broker-config` wrote.
+            ended: takes the seconds from a revocation to the end of the session.
             reload_command: makes the broker read the list; empty: SIGHUP to the process in its pid file.
         """
         self._store = store
@@ -61,28 +62,36 @@ class Revocations:
         self._now = now
         self._directory = directory
         self._reload_command = tuple(reload_command)
-        self._listed: set[str] = set()
+        self._ended = ended
+        self._listed: tuple[int, float] | None = None
+        """What the broker's list was made of."""
         self._due = -math.inf
+        self._complaint = ""
 
     def tick(self) -> None:
         """Do what can be done now; what fails is tried again."""
-        waiting = self._store.sessions_to_end()
-        if not waiting or self._now() < self._due:
+        if 0 < self._due - self._now() <= RETRY_SECONDS:  # clocks go back, too
             return
         try:
-            if set(waiting) - self._listed:
+            waiting = self._store.sessions_to_end()  # first: who comes in between is on no list yet
+            revocations = self._store.revocations()
+            if revocations != self._listed:
                 self.publish()
-                self._listed |= set(waiting)
+                self._listed = revocations
                 self._due = self._now() + SETTLE_SECONDS
                 return
-            for device in waiting:
+            for device, since in waiting.items():
                 end_session(self._broker, device)
+                self._ended(self._now() - since)
                 self._store.note_session_ended(device, self._now())
-                self._listed.discard(device)
-                log.warning("device=%s is revoked; its session was ended", device)
+                log.warning("device=%s: the session of a key that was revoked was ended", device)
         except ServerError as error:
-            log.error("a revoked device's session stands: %s", error)
+            level = logging.DEBUG if str(error) == self._complaint else logging.ERROR
+            log.log(level, "revocations do not reach the broker, which is tried again: %s", error)
+            self._complaint = str(error)
             self._due = self._now() + RETRY_SECONDS
+        else:
+            self._complaint = ""
 
     def publish(self) -> None:
         """Write the list and make the broker read it.
@@ -102,21 +111,25 @@ class Revocations:
                 raise ServerError(f"trust.reload_command failed: {error}") from error
             return
         path = self._directory / PID_FILE
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # the broker is not running: it reads the list when it starts
-            try:
-                os.kill(int(path.read_text("ascii")), signal.SIGHUP)
-            except (ValueError, ProcessLookupError):
-                return
-            except OSError as error:
-                raise ServerError(
-                    f"the broker ({path}) cannot be told to read the list of revoked certificates: "
-                    f"{error.strerror}; set trust.reload_command"
-                ) from error
+        try:
+            number = path.read_text("ascii").strip()
+            if number.isdecimal() and int(number) > 1:  # 0 and -1 would be many processes
+                os.kill(int(number), signal.SIGHUP)
+        except (FileNotFoundError, ProcessLookupError, ValueError, OverflowError):
+            return  # the broker is not running: it reads the list when it starts
+        except OSError as error:
+            raise ServerError(
+                f"the broker ({path}) cannot be told to read the list of revoked certificates: "
+                f"{error.strerror}; set trust.reload_command"
+            ) from error
 
 
-def open_revocations(config: ServerConfig, store: Store, now: Callable[[], float]) -> Revocations | None:
+def open_revocations(
+    config: ServerConfig,
+    store: Store,
+    now: Callable[[], float],
+    ended: Callable[[float], None] = lambda _seconds: None,
+) -> Revocations | None:
     """Revocation as the server is configured for it; None: no authority, or no directory of the broker.
 
     Raises:
@@ -132,6 +145,7 @@ def open_revocations(config: ServerConfig, store: Store, now: Callable[[], float
         now,
         directory=Path(policy.broker_directory),
         reload_command=policy.reload_command,
+        ended=ended,
     )
 
 

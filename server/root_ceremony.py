@@ -67,8 +67,11 @@ def draft(
 def add_signature(data: bytes, key: PrivateKey) -> bytes:
     """Add a holder's signature to a root.
 
+    Any key may sign: a draft does not say whose signature the version before it wants. One that counts for
+    neither is ignored where the root is read.
+
     Raises:
-        TrustError: not a root, or the key is not one of its root keys, nor of the version before.
+        TrustError: not a root, or it cannot be signed.
     """
     metadata = _read(data)
     signer = CryptoSigner(Ed25519PrivateKey.from_private_bytes(key.raw), _key(key.public))
@@ -90,7 +93,7 @@ def describe(data: bytes) -> dict[str, Any]:
     root = metadata.signed
 
     def keys(role: str) -> list[str]:
-        return [root.keys[keyid].keyval["public"] for keyid in root.roles[role].keyids]
+        return [root.keys[keyid].keyval["public"] for keyid in root.roles[role].keyids if keyid in root.keys]
 
     publishers, server = keys("targets"), keys("snapshot")
     return {
@@ -113,7 +116,7 @@ def _key(key: PublicKey) -> SSlibKey:
 def _read(data: bytes) -> Any:
     try:
         metadata: Any = Metadata.from_bytes(data)
-    except DeserializationError as error:
+    except (DeserializationError, RecursionError) as error:
         raise TrustError(f"not the root of a federation: {shown(error)}") from error
     if metadata.signed.type != Root.type:
         raise TrustError(f"expected root metadata, got {shown(metadata.signed.type)}")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from protocol.errors import ProtocolError
+from protocol.field_checks import check_range
 from protocol.signing import PrivateKey, PublicKey
 from protocol.trust import MAX_ROOT_BYTES, first_root
 from runtime import keys as key_files
@@ -19,6 +20,7 @@ from server.table import open_store
 
 Command = Callable[[argparse.Namespace, ServerConfig], int]
 DAY = 86_400.0
+MIN_DAYS, MAX_DAYS = 1, 36_500
 
 
 def add_root_commands(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +88,7 @@ def _keygen(options: argparse.Namespace, _config: ServerConfig) -> int:
 
 def _draft(options: argparse.Namespace, config: ServerConfig) -> int:
     directory, now = Path(config.data_directory), time.time()
+    check_range("--days", options.days, MIN_DAYS, MAX_DAYS)
     with open_store(config) as store:
         newest = store.newest_root()
     before = describe(newest.data) if newest else {}
@@ -114,8 +117,12 @@ def _draft(options: argparse.Namespace, config: ServerConfig) -> int:
 
 def _sign(options: argparse.Namespace, _config: ServerConfig) -> int:
     key: PrivateKey = key_files.read(options.key)
-    _write(options.file, add_signature(_read(options.file), key))
-    print(f"signed {options.file} with {key.public.raw.hex()}")
+    signed = add_signature(_read(options.file), key)
+    _write(options.file, signed)
+    public = key.public.raw.hex()
+    print(f"signed {options.file} with {public}")
+    if public not in describe(signed)["root_keys"]:
+        print("note: the draft does not name this root key; it counts only if the version before does")
     return 0
 
 

@@ -14,6 +14,9 @@ from rich.table import Table
 from server.config import ServerConfig
 from server.store import Store
 
+MOMENTS = ("last_seen", "certificate_until", "not_after")
+"""Columns in Unix seconds, beside those that end with _at."""
+
 
 def open_store(config: ServerConfig) -> contextlib.closing[Store]:
     """The server's store, closed at the end of a `with`."""
@@ -40,9 +43,10 @@ def _json(value: Any) -> Any:
 def _cell(name: str, value: Any) -> str:
     if value is None:
         return "-"
-    if name.endswith("_at") or name == "last_seen":
-        moment = dt.datetime.fromtimestamp(value, dt.timezone.utc)
-        return moment.strftime("%m-%d %H:%M:%SZ")
+    if name in ("certificate_until", "not_after"):
+        return _moment(value).strftime("%Y-%m-%d")
+    if name.endswith("_at") or name in MOMENTS:
+        return _moment(value).strftime("%m-%d %H:%M:%SZ")
     if isinstance(value, bytes):
         return value.hex()[:16]
     if isinstance(
@@ -50,3 +54,7 @@ def _cell(name: str, value: Any) -> str:
     ):  # one figure a line: side by side they would break anywhere in a narrow terminal
         return "\n".join(f"{key.replace('_', ' ')} {number:.3f}" for key, number in value.items())
     return str(value)
+
+
+def _moment(seconds: float) -> dt.datetime:
+    return dt.datetime.fromtimestamp(seconds, dt.timezone.utc)

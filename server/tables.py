@@ -47,6 +47,8 @@ devices = Table(
     Column("release", BigInteger, nullable=False, default=-1),
     Column("labelled_windows", BigInteger, nullable=False, default=0),
     Column("waits", String(64), nullable=False, default="", server_default=""),
+    Column("firmware", String(64), nullable=False, default="", server_default=""),
+    Column("firmware_update", String(200), nullable=False, default="", server_default=""),
     Column("status", String(16), nullable=False, default="active", server_default="active"),
     Column("status_reason", String(500), nullable=False, default="", server_default=""),
     Column("status_at", Float),

@@ -159,10 +159,13 @@ def tiny_package(
     filler: int = 0,
     key: PrivateKey = PUBLISHER,
     segments: tuple[Segment, ...] = SEGMENTS,
+    version: int = 1,
+    expires: float = 0.0,
 ) -> bytes:
     """Pack and sign a tiny package."""
     members = tiny_members(initial, filler)
-    return pack(tiny_manifest(members, name, segments), members, key)
+    manifest = replace(tiny_manifest(members, name, segments), version=version, expires=expires)
+    return pack(manifest, members, key)
 
 
 def discriminant_manifest(members: Mapping[str, bytes]) -> Manifest:

@@ -97,7 +97,7 @@ def test_a_report_with_a_huge_number(federation):
 # 4 server stops (and again at each restart): total weight beyond the sum's range, after the receipt
 def test_more_weight_than_a_round_can_sum(federation):
     current = federation.open_round()
-    federation.coordinator._counting._weight = MAX_TOTAL_WEIGHT - 5
+    federation.coordinator._proceedings._counting._weight = MAX_TOTAL_WEIGHT - 5
     [receipt] = federation.deliver(A, update_of(A, current))
     assert receipt.verdict == "refused"
 

@@ -1,6 +1,6 @@
 """Identities: what each device may, its certificates, tokens and requests for them, and roots of trust.
 
-Also: the release that another one is once more, and orders to go back to an older package.
+Also: the release that another one is once more, orders to go back to an older package, and devices' firmware.
 """
 
 import sqlalchemy as sql
@@ -10,6 +10,8 @@ from alembic.operations import Operations
 def upgrade(operations: Operations) -> None:
     """Alter the tables of schema version 5."""
     with operations.batch_alter_table("devices") as batch:
+        batch.add_column(sql.Column("firmware", sql.String(64), nullable=False, server_default=""))
+        batch.add_column(sql.Column("firmware_update", sql.String(200), nullable=False, server_default=""))
         batch.add_column(sql.Column("status", sql.String(16), nullable=False, server_default="active"))
         batch.add_column(sql.Column("status_reason", sql.String(500), nullable=False, server_default=""))
         for name in ("status_at", "certificate_until", "session_ended_at"):

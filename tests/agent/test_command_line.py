@@ -46,7 +46,7 @@ class Owner:
     def install(self) -> Store:
         """As if the agent had run: a package on disk and in the store."""
         state = self.folder / "state"
-        installation = Installation(state / "packages", ())
+        installation = Installation(state / "packages", tuple)
         installation.write_chunk(ARTIFACT, 0, PACKAGE)
         installation.install(ARTIFACT)
         store = Store(state / "agent.sqlite")
@@ -109,6 +109,7 @@ def test_the_status_of_a_device_that_learns(owner: Owner) -> None:
         "training_progress": None,
         "training_paused": None,
         "schedule": None,
+        "certificate": "none",
     }
     assert "personal" in owner("status")[1]
 

@@ -40,6 +40,11 @@ def test_absolute_paths_stay(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (TOP, "source: missing"),
+        (TOP + "[source]\n", "source.directory: missing"),
+        (TOP.replace("pump-1", "graftwork-server-x") + SOURCE, "does not begin with graftwork-"),
+        (TOP.replace("server_key", "#") + SOURCE, "server_key and root: expected one of them"),
+        (TOP + 'root = "root.json"\n' + SOURCE, "server_key and root: expected one of them"),
+        (TOP + SOURCE + "[enrolment]\nport = 8884\n", "broker.tls_ca: expected the file"),
         (TOP.replace("device", "devise") + SOURCE, "devise: unknown key"),
         (TOP.replace("pump-1", "a/b") + SOURCE, "expected 1 to 64 characters"),
         (TOP + SOURCE + 'kind = "stream"', "source: kind: expected one of spool, replay"),

@@ -27,7 +27,7 @@ def write(installation: Installation, data: bytes, artifact: Artifact, *, only: 
 
 @pytest.fixture
 def installation(tmp_path: Path) -> Installation:
-    return Installation(tmp_path / "packages", [private_key(9).public, PUBLISHER.public])
+    return Installation(tmp_path / "packages", lambda: [private_key(9).public, PUBLISHER.public])
 
 
 def folders(tmp_path: Path) -> list[str]:
@@ -46,7 +46,7 @@ def test_a_package_is_installed_under_its_hash(installation: Installation, tmp_p
 def test_chunks_are_found_again_after_a_restart(installation: Installation, tmp_path: Path) -> None:
     assert installation.have(ARTIFACT) == []
     write(installation, PACKAGE, ARTIFACT, only=range(COUNT - 1, 3, -2))
-    again = Installation(tmp_path / "packages", [PUBLISHER.public])
+    again = Installation(tmp_path / "packages", lambda: [PUBLISHER.public])
     expected = sorted(range(COUNT - 1, 3, -2))
     assert again.have(ARTIFACT) == expected
     write(again, PACKAGE, ARTIFACT)
@@ -79,7 +79,7 @@ def test_a_package_of_another_hash_is_thrown_away(installation: Installation, tm
 
 
 def test_a_package_of_an_unknown_publisher_is_thrown_away(tmp_path: Path) -> None:
-    installation = Installation(tmp_path / "packages", [private_key(9).public, private_key(8).public])
+    installation = Installation(tmp_path / "packages", lambda: [private_key(9).public, private_key(8).public])
     write(installation, PACKAGE, ARTIFACT)
     with pytest.raises(SignatureError, match="not signed by a publisher that this device knows"):
         installation.install(ARTIFACT)
@@ -90,7 +90,7 @@ def test_a_package_that_the_device_cannot_work_with_is_thrown_away(tmp_path: Pat
     def accept(manifest: Manifest) -> None:
         raise ChannelError(f"no column for {manifest.schema.channels[0]}")
 
-    installation = Installation(tmp_path / "packages", [PUBLISHER.public], accept)
+    installation = Installation(tmp_path / "packages", lambda: [PUBLISHER.public], accept)
     write(installation, PACKAGE, ARTIFACT)
     with pytest.raises(ChannelError, match="no column for x"):
         installation.install(ARTIFACT)
@@ -98,7 +98,7 @@ def test_a_package_that_the_device_cannot_work_with_is_thrown_away(tmp_path: Pat
 
 
 def test_without_publishers_what_is_announced_is_installed(tmp_path: Path) -> None:
-    installation = Installation(tmp_path / "packages", [])
+    installation = Installation(tmp_path / "packages", list)
     write(installation, PACKAGE, ARTIFACT)
     installation.install(ARTIFACT)
     assert folders(tmp_path) == [ARTIFACT.sha256.hex()]

@@ -2,12 +2,17 @@
 
 from pathlib import Path
 
-from tests.fuzz import artifact_targets, coding_targets, message_targets
+from tests.fuzz import artifact_targets, coding_targets, identity_targets, message_targets
 from tests.fuzz.target import Target
 
 TARGETS: dict[str, Target] = {
     target.name: target
-    for target in (*coding_targets.TARGETS, *message_targets.TARGETS, *artifact_targets.TARGETS)
+    for target in (
+        *coding_targets.TARGETS,
+        *message_targets.TARGETS,
+        *identity_targets.TARGETS,
+        *artifact_targets.TARGETS,
+    )
 }
 CORPUS = Path(__file__).parent / "corpus"
 

@@ -12,7 +12,7 @@ from protocol.messages import LIMITS, DeviceState, peek, sign_message, verify_me
 from protocol.package import Manifest
 from protocol.records import from_numbered, to_numbered
 from protocol.signing import ENVELOPE_BYTES, PublicKey, sign, signed_payload, verify
-from protocol.topics import Topics, context
+from protocol.topics import UP, Topics, context
 from runtime.link import BrokerConfig, Link, Received
 from tests.builders import private_key, tiny_manifest, tiny_members
 from tests.fuzz import mutations
@@ -111,7 +111,7 @@ def _topic(data: bytes) -> Case:
         event = _LINK.events.get_nowait()
         assert isinstance(event, Received)
         passed()
-        return TOPICS.parse_up(event.topic)
+        return TOPICS.parse_enrolment(event.topic) or TOPICS.parse_up(event.topic)
 
     return Case(decode, MEMORY)
 
@@ -120,7 +120,8 @@ _LINK = Link(BrokerConfig(), "fuzz", [])
 
 
 def _topic_seeds() -> list[bytes]:
-    topics = [TOPICS.up("pump-1", kind) for kind in ("state", "update", "report", "get")]
+    topics = [TOPICS.up("pump-1", kind) for kind in UP]
+    topics += [TOPICS.enroll("nonce", kind) for kind in ("request", "response")]
     return [topic.encode() for topic in [*topics, TOPICS.server_state(), TOPICS.all("round"), "a/" * 200]]
 
 

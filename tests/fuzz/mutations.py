@@ -79,6 +79,17 @@ def cbor_item(data: bytes, random: Random, change: Raw) -> bytes:
         return change(data)
 
 
+def json_item(data: bytes, random: Random, change: Raw) -> bytes:
+    """Change bytes, or one value somewhere in the tree of a JSON document."""
+    if random.random() < 0.3:
+        return change(data)
+    try:
+        tree = _changed(json.loads(data), random, change)
+        return json.dumps(tree, default=repr).encode()
+    except (ValueError, TypeError, RecursionError):
+        return change(data)
+
+
 def _changed(value: Any, random: Random, change: Raw) -> Any:
     if isinstance(value, dict) and value and random.random() < 0.95:
         return _changed_map(value, random, change)

@@ -13,6 +13,13 @@ from protocol import cbor, records
 from protocol.artifacts import MAX_CHUNKS, Artifact
 from protocol.charter import ADAPTIVE, FIXED, SchedulePolicy, TrainingPolicy
 from protocol.errors import EncodingError, ProtocolError, SchemaError, SignatureError
+from protocol.identity import (
+    MAX_SIGNING_REQUEST_BYTES,
+    CertificateResponse,
+    EnrolmentRequest,
+    RenewalRequest,
+    Trust,
+)
 from protocol.messages import (
     LIMITS,
     Announcement,
@@ -31,6 +38,7 @@ from protocol.messages import (
 )
 from protocol.signing import sign
 from protocol.topics import context
+from protocol.trust import MAX_ROOT_BYTES, MAX_ROOTS
 from tests.builders import private_key
 
 KEY, OTHER = private_key(1), private_key(2)
@@ -47,6 +55,9 @@ EXAMPLES: dict[type, Any] = {
         "n",
         Artifact(A, 5, 4, (B, C)),
         TrainingPolicy("sgd", 0.5, 0.0, 0.0, 1, False, 1.0, 1.0, 9, 0.0, tasks=("classification", "anomaly")),
+        issued=1.5,
+        expires=2.5,
+        rollback=b"order",
     ),
     ChunkRequest: ChunkRequest(A, (0, 2)),
     Chunk: Chunk(A, 1, b"data"),
@@ -54,10 +65,29 @@ EXAMPLES: dict[type, Any] = {
     Update: Update(4, A[:8], 9, b"\x01\x02", b"body", 0.5, 0.25, 3),
     Receipt: Receipt(A, 4, "late", "r"),
     Release: Release(
-        3, A, B[:8], C, b"z", 2, 9, {"m": 1.0}, "personal", b"\x01\x02", Artifact(A, 5, 8, (B,)), 2, 3
+        3,
+        A,
+        B[:8],
+        C,
+        b"z",
+        2,
+        9,
+        {"m": 1.0},
+        "personal",
+        b"\x01\x02",
+        Artifact(A, 5, 8, (B,)),
+        2,
+        3,
+        1.5,
+        2.5,
+        1,
     ),
     Report: Report(3, "personal", 4, 0.5, 6, 7, 1.5, 8, 9, 10, ("p",), 0.25, 0.0, -0.5, 2, 3, 0.125, -0.75),
     ServerState: ServerState(False, 5),
+    Trust: Trust((b"r1", b"r2"), A, 1.5, 2.5),
+    EnrolmentRequest: EnrolmentRequest("pump-1", A, b"csr", "t", "0.1"),
+    RenewalRequest: RenewalRequest(b"csr"),
+    CertificateResponse: CertificateResponse("issued", A, b"pem", "r"),
 }
 GOLDEN = {
     "TrainingPolicy": (
@@ -71,13 +101,14 @@ GOLDEN = {
         "60"
     ),
     "Announcement": (
-        "a8010202616e03a401582061616161616161616161616161616161616161616161616161616161616161610205"
+        "ab010202616e03a401582061616161616161616161616161616161616161616161616161616161616161610205"
         "030404825820626262626262626262626262626262626262626262626262626262626262626258206363636363"
         "63636363636363636363636363636363636363636363636363636304b1016373676402f9380003f9000004f900"
         "00050106f407f93c0008f93c0009090af900000b010cf934000d000ea00ff90000"
         "10826e636c617373696669636174696f6e67616e6f6d616c79111818"
         "05a601f9000002000380040805f93c0006f94e0006a2010402f9380007a301fb3fd3333333333333020603fb3fa999999999999a"
         "08a60165666978656402fb3f947ae147ae147b03fb3f847ae147ae147b04f9380005fb3f50624dd2f1a9fc0602"
+        "09f93e000af941000b456f72646572"
     ),
     "ChunkRequest": "a2015820616161616161616161616161616161616161616161616161616161616161616102820002",
     "Chunk": "a301582061616161616161616161616161616161616161616161616161616161616161610201034464617461",
@@ -90,11 +121,13 @@ GOLDEN = {
         "a40158206161616161616161616161616161616161616161616161616161616161616161020403646c617465046172"
     ),
     "Release": (
-        "ad0103025820616161616161616161616161616161616161616161616161616161616161616103486262626262"
+        "b00103025820616161616161616161616161616161616161616161616161616161616161616103486262626262"
         "626262045820636363636363636363636363636363636363636363636363636363636363636305417a06020709"
         "08a1616df93c000968706572736f6e616c0a4201020ba401582061616161616161616161616161616161616161"
         "616161616161616161616161610205030804815820626262626262626262626262626262626262626262626262"
         "62626262626262620c020d03"
+        "0ef93e000ff94100"
+        "1001"
     ),
     "Report": (
         "b201030268706572736f6e616c030404f938000506060707f93e00080809090a0a0b8161700cf934000df90000"
@@ -102,6 +135,18 @@ GOLDEN = {
         "11f9300012f9ba00"
     ),
     "ServerState": "a201f40205",
+    "Trust": (
+        "a40182427231427232025820616161616161616161616161616161616161616161616161616161616161616103f93e0004f94100"
+    ),
+    "EnrolmentRequest": (
+        "a5016670756d702d310258206161616161616161616161616161616161616161616161616161616161616161"
+        "03436373720461740563302e31"
+    ),
+    "RenewalRequest": "a10143637372",
+    "CertificateResponse": (
+        "a401666973737565640258206161616161616161616161616161616161616161616161616161616161616161"
+        "034370656d046172"
+    ),
 }
 
 
@@ -209,6 +254,27 @@ class TestEveryMessage:
         (Report, {"release_gain": 2e3}),
         (Report, {"discriminant_gain": float("nan")}),
         (Report, {"combined_gain": -2e3}),
+        (Release, {"restores": 3}),
+        (Release, {"issued": -1.0}),
+        (Announcement, {"expires": float("nan")}),
+        (Trust, {"roots": (b"",)}),
+        (Trust, {"roots": (b"x" * (MAX_ROOT_BYTES + 1),)}),
+        (Trust, {"roots": (b"r",) * (MAX_ROOTS + 1)}),
+        (Trust, {"sealing_key": b""}),
+        (Trust, {"sealing_key": bytes(2049)}),
+        (Trust, {"issued": float("nan")}),
+        (Trust, {"expires": 2e12}),
+        (EnrolmentRequest, {"device": "a/b"}),
+        (EnrolmentRequest, {"device": "graftwork-server-pumps"}),
+        (EnrolmentRequest, {"public_key": b"short"}),
+        (EnrolmentRequest, {"signing_request": b""}),
+        (EnrolmentRequest, {"signing_request": bytes(MAX_SIGNING_REQUEST_BYTES + 1)}),
+        (EnrolmentRequest, {"token": "x" * 129}),
+        (EnrolmentRequest, {"agent_version": "x" * 65}),
+        (RenewalRequest, {"signing_request": b""}),
+        (RenewalRequest, {"signing_request": bytes(MAX_SIGNING_REQUEST_BYTES + 1)}),
+        (CertificateResponse, {"status": "perhaps"}),
+        (CertificateResponse, {"request": b"short"}),
     ],
 )
 def test_a_value_out_of_range_cannot_be_built_nor_received(kind: type, change: dict[str, Any]) -> None:

@@ -56,7 +56,10 @@ def test_every_part_can_be_set(tmp_path: Path) -> None:
         (MINIMAL + "[training]\nepochs = 0", "training: epochs: expected 1 to 1000, got 0"),
         (MINIMAL + '[training]\nepochs = "5"', r"training\.epochs: expected an integer, got str"),
         (MINIMAL + "[broker]\nport = 0", "broker: port: expected 1 to 65535"),
-        (MINIMAL + 'enrolment = "ajar"', "enrolment: expected closed or open, got 'ajar'"),
+        (
+            MINIMAL + 'enrolment = "ajar"',
+            "enrolment: expected one of closed, open, token, approval, got 'ajar'",
+        ),
         (MINIMAL + "maximum_update_bytes = 1", "maximum_update_bytes: expected 1 KiB to 16 MiB"),
         (MINIMAL + "release_step_ratio = 0.01", "release_step_ratio: expected 0.015625 to 16, got 0.01"),
         (MINIMAL + "release_step_ratio = nan", "release_step_ratio: expected 0.015625 to 16, got nan"),

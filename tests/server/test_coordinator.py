@@ -358,7 +358,7 @@ def test_what_is_left_over_comes_with_the_next_release(federation: Federation) -
     total = np.zeros(PARAMETERS, np.int64)
     for number in range(3):
         current = federation.open_round()
-        counting = federation.coordinator._counting
+        counting = federation.coordinator._proceedings._counting
         assert counting is not None
         for index, name in enumerate(NAMES):
             if index == 2:

@@ -16,7 +16,7 @@ from protocol.errors import (
     SchemaError,
     SignatureError,
 )
-from protocol.messages import ChunkRequest, Report, seal, unseal
+from protocol.messages import ChunkRequest, Report, sign_message, verify_message
 from protocol.signing import PrivateKey, sign
 from protocol.topics import Topics, context
 from server import limits, refusals
@@ -25,7 +25,7 @@ from server.offers import Offers
 KEY, STRANGER = PrivateKey.generate(), PrivateKey.generate()
 TOPICS = Topics("plant")
 TOPIC = TOPICS.up("pump", "report")
-REPORT = seal(Report(1, "local"), KEY, TOPIC)
+REPORT = sign_message(Report(1, "local"), KEY, TOPIC)
 
 
 def signed(payload: bytes) -> bytes:
@@ -38,7 +38,7 @@ def offers() -> tuple[Offers, bytes]:
 
 
 def unsealed(envelope: bytes) -> Callable[[], object]:
-    return lambda: unseal(Report, envelope, KEY.public, TOPIC)
+    return lambda: verify_message(Report, envelope, KEY.public, TOPIC)
 
 
 def asked(artifact: bytes | None, index: int) -> Callable[[], object]:
@@ -52,8 +52,8 @@ def asked(artifact: bytes | None, index: int) -> Callable[[], object]:
         (unsealed(b""), refusals.ENCODING),
         (unsealed(bytes(100_000)), refusals.SIZE),
         (unsealed(signed(bytes(16 * 1024 + 1))), refusals.SIZE),
-        (unsealed(seal(Report(1, "local"), STRANGER, TOPIC)), refusals.SIGNATURE),
-        (unsealed(seal(Report(1, "local"), KEY, TOPICS.up("fan", "report"))), refusals.SIGNATURE),
+        (unsealed(sign_message(Report(1, "local"), STRANGER, TOPIC)), refusals.SIGNATURE),
+        (unsealed(sign_message(Report(1, "local"), KEY, TOPICS.up("fan", "report"))), refusals.SIGNATURE),
         (unsealed(signed(b"\xff")), refusals.ENCODING),
         (unsealed(signed(b"\xa0")), refusals.FIELDS),
         (unsealed(signed(cbor.encode({1: 1, 2: "the device is not registered"}))), refusals.FIELDS),
@@ -126,7 +126,7 @@ def test_a_schema_error_that_quotes_another_reason_is_still_one_of_fields() -> N
 
 def refused(envelope: bytes) -> ProtocolError:
     with pytest.raises(ProtocolError) as caught:
-        unseal(Report, envelope, KEY.public, TOPIC)
+        verify_message(Report, envelope, KEY.public, TOPIC)
     return caught.value
 
 
@@ -170,5 +170,5 @@ def test_an_honest_message_that_is_played_again_is_not_held_against_its_sender(r
 def test_no_bytes_without_the_key_are_misbehaviour(envelope: bytes) -> None:
     error: ProtocolError = EncodingError("CBOR ends early")
     with contextlib.suppress(ProtocolError):
-        unseal(Report, envelope, KEY.public, TOPIC)
+        verify_message(Report, envelope, KEY.public, TOPIC)
     assert not refusals.is_misbehaviour(error, envelope, KEY.public, TOPIC)

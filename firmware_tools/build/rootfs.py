@@ -1,0 +1,229 @@
+"""The root file system: Debian, the agent with its locked requirements, and what makes a device of it.
+
+    base     Debian packages, a user for the agent            mmdebstrap system   the agent's wheels, compiled
+    to bytecode         mmdebstrap as a way into the tree, without packages rootfs   units, configuration,
+    version                    tar, then mksquashfs
+
+No step needs root where mmdebstrap can do without (user namespaces), and none mounts anything.
+"""
+
+import sys
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+from firmware_tools.build.layout import SLOTS, layout_of
+from firmware_tools.build.plan import Step, file_sha256
+from firmware_tools.build.requirements import SITE, fetch_command
+from firmware_tools.build.spec import TargetSpec
+from firmware_tools.build.squashfs import pack
+from firmware_tools.build.tar_merge import Entry, folder_layer, merge
+
+MOMENT = 1_700_000_000
+"""Unix seconds that every file is of: SOURCE_DATE_EPOCH."""
+USER_ID = 990
+PACKAGES = (
+    "systemd", "systemd-sysv", "systemd-resolved", "udev", "dbus", "kmod", "iproute2", "util-linux",
+    "e2fsprogs", "dosfstools", "ca-certificates", "python3", "initramfs-tools", "zstd", "rauc",
+    "rauc-service", "libgomp1",
+)  # fmt: skip
+MODULES = (
+    "squashfs",
+    "ext4",
+    "vfat",
+    "nls_ascii",
+    "nls_cp437",
+    "virtio_blk",
+    "virtio_pci",
+    "virtio_net",
+    "ahci",
+    "nvme",
+    "sd_mod",
+)
+PROGRAMS = {"graftwork-agent": "agent.__main__", "graftwork-firmware": "firmware_tools.__main__"}
+ENABLED = ("graftwork-seed", "graftwork-agent", "graftwork-health", "systemd-networkd", "systemd-resolved")
+MASKED = (
+    "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
+    "e2scrub_reap.service", "fstrim.timer", "systemd-networkd-wait-online.service",
+    "systemd-firstboot.service",
+)  # fmt: skip
+AUTOLOGIN = (
+    b"[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200 - $TERM\n"
+)
+_ENVIRONMENT = {"SOURCE_DATE_EPOCH": str(MOMENT)}
+
+
+def rootfs_steps(
+    spec: TargetSpec,
+    wheel: Path,
+    lock_file: Path,
+    version: str,
+    keyring: bytes,
+    *,
+    test_console: bool = False,
+) -> list[Step]:
+    """Steps to the root file system of a version.
+
+    Args:
+        spec: the target.
+        wheel: of graftwork.
+        lock_file: requirements with hashes.
+        version: of the image.
+        keyring: certificates (PEM) that bundles must be signed under.
+        test_console: logs root in on the serial line; never for a device.
+    """
+    files = device_files(spec, version, keyring, test_console=test_console)
+    return [_base(spec), _wheels(spec, wheel, lock_file), _system(spec), _rootfs(version, files)]
+
+
+def device_files(
+    spec: TargetSpec, version: str, keyring: bytes, *, test_console: bool = False
+) -> dict[str, Entry]:
+    """What makes a device of the system, by path; `test_console` logs root in on the serial line."""
+    overlay = Path(str(resources.files("firmware_tools"))) / "overlay"
+    files = folder_layer(overlay / "etc", "./etc")
+    files |= {
+        "./etc/machine-id": Entry(b""),
+        "./etc/hostname": Entry(b"graftwork\n"),
+        "./etc/resolv.conf": Entry(link="/run/systemd/resolve/resolv.conf"),
+        "./etc/rauc/system.conf": Entry(_rauc_configuration(spec).encode()),
+        "./etc/rauc/keyring.pem": Entry(keyring),
+        "./etc/graftwork-release": Entry(f"compatible={spec.compatible}\nversion={version}\n".encode()),
+        "./usr/lib/graftwork/boot-backend": Entry(
+            _program(spec, "firmware_tools.device.boot_backend"), mode=0o755
+        ),
+    }
+    for name in ("dev", "proc", "sys", "run", "tmp", "var", "data", "identity", "seed", "boot/env"):
+        files[f"./{name}"] = Entry(mode=0o755)
+    for name, module in PROGRAMS.items():
+        files[f"./usr/bin/{name}"] = Entry(_program(spec, module), mode=0o755)
+    units = "./etc/systemd/system"
+    if test_console:
+        files[f"{units}/serial-getty@ttyS0.service.d/autologin.conf"] = Entry(AUTOLOGIN)
+    for name in ENABLED:
+        home = "/etc/systemd/system" if name.startswith("graftwork") else "/usr/lib/systemd/system"
+        files[f"{units}/multi-user.target.wants/{name}.service"] = Entry(link=f"{home}/{name}.service")
+    for name in MASKED:
+        files[f"{units}/{name}"] = Entry(link="/dev/null")
+    return files
+
+
+def _base(spec: TargetSpec) -> Step:
+    include = ",".join((*PACKAGES, spec.kernel, *spec.packages))
+    folder, modules = '"$1/etc/initramfs-tools"', "\\n".join(MODULES)
+    user = f"useradd --system --uid {USER_ID} --gid {USER_ID} --no-create-home --home-dir /data/graftwork"
+    return Step(
+        "base",
+        f"Debian {spec.suite} for {spec.architecture}",
+        ".tar",
+        (
+            (
+                "mmdebstrap", "--quiet", "--variant=minbase", f"--architectures={spec.architecture}",
+                f"--include={include}",
+                '--aptopt=APT::Install-Recommends "false"', '--aptopt=Acquire::Languages "none"',
+                "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
+                "--dpkgopt=path-exclude=/usr/share/doc/*",
+                f'--essential-hook=mkdir -p {folder} && printf "{modules}\\n" > {folder}/modules',
+                f'--customize-hook=chroot "$1" groupadd --system --gid {USER_ID} graftwork',
+                f'--customize-hook=chroot "$1" {user} --shell /usr/sbin/nologin graftwork',
+                spec.suite, "{output}",
+            ),
+        ),
+        environment=_ENVIRONMENT,
+    )  # fmt: skip
+
+
+def _wheels(spec: TargetSpec, wheel: Path, lock_file: Path) -> Step:
+    site = "{scratch}/root/" + SITE.format(python=spec.python)
+    environment = str(Path(site).parents[2])
+    pip = (
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--no-compile",
+    )
+    return Step(
+        "wheels",
+        "the agent and its requirements",
+        ".tar",
+        (
+            fetch_command(spec, lock_file, site),
+            (*pip, "--target", site, str(wheel.resolve())),
+            (sys.executable, "-m", "firmware_tools", "trim", environment),
+            ("rm", "-rf", f"{site}/bin"),
+            (
+                "tar", "--create", "--file", "{output}", "--directory", "{scratch}/root", "--sort=name",
+                "--owner=0", "--group=0", "--numeric-owner", f"--mtime=@{MOMENT}", ".",
+            ),
+        ),
+        inputs={"wheel": file_sha256(wheel), "lock": file_sha256(lock_file)},
+    )  # fmt: skip
+
+
+def _system(spec: TargetSpec) -> Step:
+    site = SITE.format(python=spec.python)
+    compile_all = "python3 -m compileall -q --invalidation-mode unchecked-hash"
+    return Step(
+        "system",
+        "Debian and agent together, compiled",
+        ".tar",
+        (
+            (
+                "mmdebstrap", "--quiet", "--variant=custom",
+                "--skip=check/empty,check/qemu,update,essential/unlink,cleanup/apt,download/empty,output/dev",
+                "--setup-hook=tar-in {base} /", "--customize-hook=tar-in {wheels} /",
+                f'--customize-hook=chroot "$1" {compile_all} /{site}',
+                "", "{output}", "deb [trusted=yes] copy:/nonexistent ./",
+            ),
+        ),
+        after=("base", "wheels"),
+        environment=_ENVIRONMENT,
+    )  # fmt: skip
+
+
+def _rootfs(version: str, files: Mapping[str, Entry]) -> Step:
+
+    def lay_over(output: Path, outputs: Mapping[str, Path]) -> None:
+        """Lay the device's files over the system, and pack it with mksquashfs."""
+        merged = output.with_suffix(".merged.tar")
+        try:
+            merge(outputs["system"], [files], merged, MOMENT)
+            pack(merged, output, MOMENT)
+        finally:
+            merged.unlink(missing_ok=True)
+
+    return Step(
+        "rootfs",
+        f"root file system of version {version}",
+        ".squashfs",
+        after=("system",),
+        inputs={name: entry.describe() for name, entry in files.items()},
+        work=lay_over,
+    )
+
+
+def _program(spec: TargetSpec, module: str) -> bytes:
+    site = SITE.format(python=spec.python)
+    return (
+        "#!/usr/bin/python3 -I\n"
+        f'import sys\n\nsys.path.insert(0, "/{site}")\nfrom {module} import main\n\nsys.exit(main())\n'
+    ).encode()
+
+
+def _rauc_configuration(spec: TargetSpec) -> str:
+    layout = layout_of(spec)
+    slots = "".join(
+        f"\n[slot.rootfs.{number}]\ndevice=/dev/disk/by-partuuid/{layout[name].uuid}\ntype=raw\nbootname={slot}\n"
+        for number, (slot, name) in enumerate(SLOTS.items())
+    )
+    return (
+        f"[system]\ncompatible={spec.compatible}\nbootloader=custom\nbundle-formats=verity\n"
+        "data-directory=/data/rauc\nactivate-installed=true\n\n"
+        "[handlers]\nbootloader-custom-backend=/usr/lib/graftwork/boot-backend\n\n"
+        "[keyring]\npath=/etc/rauc/keyring.pem\ncheck-purpose=codesign\nuse-bundle-signing-time=true\n"
+        f"{slots}"
+    )

@@ -1,0 +1,128 @@
+"""Where an update stands: a state machine without I/O; only a version that was found healthy is an update.
+
+    offered -> downloaded -> installed -> booted -> healthy
+                                  |          |
+                                  |          +-- the gate found it unhealthy: it reboots, and after its tries
+                                  +------------- another version runs than was installed -> rolled back
+
+A version that runs says nothing of an update; only the state "healthy" does, and only the gate writes it,
+after the slot was marked good.
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from firmware_tools.errors import FirmwareError
+from runtime import whole_files
+
+OFFERED, DOWNLOADED, INSTALLED, BOOTED = "offered", "downloaded", "installed", "booted"
+HEALTHY, FAILED, ROLLED_BACK = "healthy", "failed", "rolled back"
+PHASES = (OFFERED, DOWNLOADED, INSTALLED, BOOTED, HEALTHY, FAILED, ROLLED_BACK)
+MAX_REASON = 160
+
+
+@dataclass(frozen=True)
+class UpdateState:
+    """The last update of a device."""
+
+    phase: str
+    version: str
+    """That the update is to."""
+    before: str
+    """Version that ran when it was offered."""
+    slot: str = ""
+    """That it was installed into."""
+    reason: str = ""
+    """Why it failed or was rolled back."""
+
+    def __post_init__(self) -> None:
+        if self.phase not in PHASES:
+            raise ValueError(f"phase: expected one of {', '.join(PHASES)}, got {self.phase!r}")
+
+    @property
+    def text(self) -> str:
+        """In a line, for operators."""
+        if self.phase == ROLLED_BACK:
+            return f"rolled back from {self.version} to {self.before}: {self.reason}"[:MAX_REASON]
+        if self.phase == FAILED:
+            return f"{self.version} failed: {self.reason}"[:MAX_REASON]
+        return f"{self.phase} {self.version}"
+
+
+def offered(version: str, running: str) -> UpdateState:
+    """An update begins."""
+    return UpdateState(OFFERED, version, running)
+
+
+def downloaded(state: UpdateState) -> UpdateState:
+    """The whole bundle is on the device, checked."""
+    return _step(state, OFFERED, DOWNLOADED)
+
+
+def installed(state: UpdateState, slot: str) -> UpdateState:
+    """The bundle is in a slot, which the next boot tries."""
+    return replace(_step(state, DOWNLOADED, INSTALLED), slot=slot)
+
+
+def failed(state: UpdateState, reason: str) -> UpdateState:
+    """It ended before anything was to boot."""
+    return replace(state, phase=FAILED, reason=reason[:MAX_REASON])
+
+
+def on_boot(state: UpdateState | None, running: str, slot: str, reason: str) -> UpdateState | None:
+    """A system has booted.
+
+    Args:
+        state: of the last update.
+        running: version that runs now.
+        slot: that it runs from.
+        reason: why the version before it gave up, as far as it could write that down.
+    """
+    if state is None or state.phase not in (INSTALLED, BOOTED):
+        return state
+    if (running, slot) == (state.version, state.slot):
+        return replace(state, phase=BOOTED)
+    return replace(
+        state,
+        phase=ROLLED_BACK,
+        reason=(reason or "it did not boot, or its installation was cut short")[:MAX_REASON],
+    )
+
+
+def on_healthy(state: UpdateState | None, running: str, slot: str) -> UpdateState | None:
+    """The slot that runs was found healthy and marked good."""
+    if state is None or state.phase != BOOTED or (running, slot) != (state.version, state.slot):
+        return state
+    return replace(state, phase=HEALTHY)
+
+
+def load(path: Path) -> UpdateState | None:
+    """Read the state; None: there was no update yet, or the file is damaged."""
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        values.pop("text", None)
+        return UpdateState(**values)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def save(path: Path, state: UpdateState) -> None:
+    """Write the state; a power cut leaves the old one or the new one.
+
+    Raises:
+        FirmwareError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole_files.write(
+            path, json.dumps({**asdict(state), "text": state.text}).encode(), whole_files.PUBLIC
+        )
+    except OSError as error:
+        raise FirmwareError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _step(state: UpdateState, expected: str, phase: str) -> UpdateState:
+    if state.phase != expected:
+        raise FirmwareError(f"an update that is {state.phase} cannot become {phase}")
+    return replace(state, phase=phase)

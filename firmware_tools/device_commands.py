@@ -1,0 +1,81 @@
+"""`graftwork-firmware device`: what runs on a device, by its units or by hand."""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from firmware_tools.device import health, installing, updates
+from firmware_tools.device.boot_environment import BootEnvironment
+from firmware_tools.device.system import Device
+from firmware_tools.errors import FirmwareError
+
+
+def add_commands(actions: Any) -> None:
+    """Add the actions to those of `device`."""
+    gate = actions.add_parser(
+        "health", help="check this system and mark its slot good; a trial that fails reboots"
+    )
+    gate.add_argument("--no-reboot", action="store_true", help="only say what is wrong")
+    gate.set_defaults(command=_health)
+
+    engine = actions.add_parser("try-engine", help="load what the agent trains with")
+    engine.set_defaults(command=_try_engine)
+
+    update = actions.add_parser("update", help="install a bundle into the other slot and reboot into it")
+    update.add_argument("bundle", type=Path, help="file, e.g. on a USB stick")
+    update.add_argument("--no-reboot", action="store_true", help="leave the reboot to others")
+    update.set_defaults(command=_update)
+
+    status = actions.add_parser("status", help="show version, slots and the last update")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    status.set_defaults(command=_status)
+
+
+def _health(options: argparse.Namespace) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    device = Device()
+    trial = health.on_trial(device)
+    wrong = health.pass_gate(device)
+    if wrong and trial and not options.no_reboot:
+        device.run(["systemctl", "reboot"])
+    if wrong:
+        raise FirmwareError(f"not healthy: {wrong}")
+
+
+def _try_engine(_options: argparse.Namespace) -> None:
+    import numpy as np  # noqa: PLC0415 - only this action needs them
+    import onnxruntime  # noqa: PLC0415
+
+    print(f"onnxruntime {onnxruntime.__version__}, numpy {np.__version__}")
+
+
+def _update(options: argparse.Namespace) -> None:
+    device = Device()
+    state = installing.install(device, options.bundle, lambda path: installing.bundle_version(device, path))
+    print(f"installed {state.version} into slot {state.slot}; it counts once it has booted and is healthy")
+    if not options.no_reboot:
+        device.run(["systemctl", "reboot"])
+
+
+def _status(options: argparse.Namespace) -> None:
+    device = Device()
+    environment = BootEnvironment(device.boot_folder)
+    boot, last = environment.read(), updates.load(device.state_file)
+    facts = {
+        **device.release(),
+        "slot": device.slot(),
+        "primary": boot.primary,
+        "slot_a": boot.a_state,
+        "slot_b": boot.b_state,
+        "copies_whole": sum(copy is not None for copy in environment.copies()),
+        "tries": environment.tries(),
+        "update": last.text if last else None,
+        "last_failure": health.last_failure(device) or None,
+    }
+    if options.json:
+        print(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        print(f"{name.replace('_', ' '):14} {'-' if value is None else value}")

@@ -1,0 +1,192 @@
+"""Whether this machine can build, flash and boot images: every tool is tried, not looked for.
+
+A tool that is there and does not work here is as good as none: user namespaces may be forbidden, /dev/kvm may open and
+still run no guest. Each probe does a small piece of the real work, and names the Debian packages where it fails.
+"""
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from firmware_tools.machine import CODE, FIRMWARE
+
+PROBE_SECONDS = 60.0
+SUFFIX = ":/usr/sbin:/sbin"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of one probe."""
+
+    name: str
+    needed_for: str
+    works: bool
+    detail: str
+    """Version, or what went wrong."""
+    packages: str
+    """Of Debian, to install."""
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class _Probe:
+    name: str
+    needed_for: str
+    packages: str
+    run: Callable[[Path], str]
+    """Does a piece of work in a folder; raises where it fails; returns what to show."""
+    optional: bool = False
+
+
+class _FailedError(Exception):
+    """A probe did not work."""
+
+
+def examine() -> list[Finding]:
+    """Try everything; nothing outside temporary folders is touched."""
+    findings = []
+    for probe in PROBES:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                detail, works = probe.run(Path(folder)), True
+            except _FailedError as error:
+                detail, works = str(error), False
+        findings.append(
+            Finding(probe.name, probe.needed_for, works, detail, probe.packages, optional=probe.optional)
+        )
+    return findings
+
+
+def install_line(findings: Sequence[Finding]) -> str:
+    """The command that installs what is missing; empty: nothing is."""
+    packages = sorted({name for finding in findings if not finding.works for name in finding.packages.split()})
+    return f"apt install --no-install-recommends {' '.join(packages)}" if packages else ""
+
+
+def _call(command: Sequence[str | Path], *, text: str | None = None, limit: float = PROBE_SECONDS) -> str:
+    try:
+        result = subprocess.run(  # noqa: S603 - fixed probes
+            [str(word) for word in command],
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=limit,
+            check=False,
+            env={**os.environ, "PATH": os.environ.get("PATH", "") + SUFFIX, "LC_ALL": "C.UTF-8"},
+        )
+    except FileNotFoundError:
+        raise _FailedError(f"{command[0]} is not installed") from None
+    except subprocess.TimeoutExpired:
+        raise _FailedError(f"{command[0]} did not end within {limit:g} s") from None
+    if result.returncode:
+        said = (result.stderr or result.stdout).strip().splitlines()
+        raise _FailedError(said[-1][:200] if said else f"{command[0]}: status {result.returncode}")
+    return result.stdout
+
+
+def _mmdebstrap(folder: Path) -> str:
+    """Runs a command within an empty tree, in the mode that a build would take."""
+    _call(
+        ["mmdebstrap", "--quiet", "--variant=custom", "--skip=check/empty,update,cleanup/apt,output/dev,check/qemu",
+         "--setup-hook=mkdir -p \"$1/etc\" && : > \"$1/etc/probe\"", "", folder / "out.tar",
+         "deb [trusted=yes] copy:/nonexistent ./"]
+    )  # fmt: skip
+    return _call(["mmdebstrap", "--version"]).strip()
+
+
+def _squashfs(folder: Path) -> str:
+    """Two packings of the same tar must give the same bytes."""
+    (folder / "file").write_text("content")
+    _call(["tar", "-cf", folder / "tree.tar", "-C", folder, "file"])
+    outputs = []
+    for number in (1, 2):
+        output = folder / f"{number}.squashfs"
+        _call(["sh", "-c", f"mksquashfs - {output} -tar -noappend -quiet -no-progress -all-time 1 -mkfs-time 1 "
+                           f"< {folder / 'tree.tar'}"])  # fmt: skip
+        outputs.append(output.read_bytes())
+    if outputs[0] != outputs[1]:
+        raise _FailedError("two packings of the same files differ")
+    return "reproducible"
+
+
+def _fat(folder: Path) -> str:
+    image, file = folder / "fat", folder / "file"
+    with image.open("wb") as target:
+        target.truncate(4 << 20)
+    file.write_text("content")
+    _call(["mkfs.vfat", "--invariant", image])
+    _call(["mcopy", "-i", image, file, "::/file"])
+    if _call(["mtype", "-i", image, "::/file"]) != "content":
+        raise _FailedError("a file that was copied into FAT does not come out again")
+    return "writes without mounting"
+
+
+def _partitions(folder: Path) -> str:
+    image = folder / "image"
+    with image.open("wb") as target:
+        target.truncate(8 << 20)
+    _call(["sfdisk", "--quiet", image], text="label: gpt\nstart=2048, size=2048, name=probe\n")
+    if "probe" not in _call(["sfdisk", "--json", image]):
+        raise _FailedError("sfdisk does not read its own table")
+    return "writes without loop devices"
+
+
+def _grub(folder: Path) -> str:
+    (folder / "grub.cfg").write_text("echo probe\n")
+    output = folder / "grub.efi"
+    _call(["grub-mkstandalone", "-O", "x86_64-efi", "-o", output, "--modules=part_gpt fat squash4 hashsum loadenv",
+           "--locales=", "--themes=", "--fonts=", f"boot/grub/grub.cfg={folder / 'grub.cfg'}"])  # fmt: skip
+    return f"{output.stat().st_size:,} bytes"
+
+
+def _rauc(_folder: Path) -> str:
+    return _call(["rauc", "--version"]).strip()
+
+
+def _bmaptool(_folder: Path) -> str:
+    return _call(["bmaptool", "--version"]).strip()
+
+
+def _qemu(_folder: Path) -> str:
+    version = _call(["qemu-system-x86_64", "--version"]).splitlines()[0]
+    if not (FIRMWARE / CODE).exists():
+        raise _FailedError(f"{FIRMWARE / CODE} is missing")
+    return version
+
+
+def _kvm(folder: Path) -> str:
+    """Boots a guest of four instructions that switches itself off; a device file proves nothing."""
+    boot = folder / "boot"
+    # mov dx, 0x501; mov al, 0x10; out dx, al; hlt - at the end of a boot sector
+    boot.write_bytes(bytes.fromhex("ba0105b010eef4").ljust(510, b"\0") + b"\x55\xaa")
+    command = [
+        *("qemu-system-x86_64", "-accel", "kvm", "-display", "none", "-nodefaults", "-no-reboot"),
+        *("-device", "isa-debug-exit,iobase=0x501,iosize=1"),
+        *("-drive", f"file={boot},format=raw,if=ide"),
+    ]
+    try:
+        result = subprocess.run(command, capture_output=True, timeout=20, check=False)  # noqa: S603 - a fixed probe
+    except FileNotFoundError:
+        raise _FailedError("qemu-system-x86_64 is not installed") from None
+    except subprocess.TimeoutExpired:
+        raise _FailedError("a guest starts and does not run: boot tests go without KVM") from None
+    if result.returncode != 33:  # (0x10 << 1) | 1
+        said = result.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise _FailedError(f"{said[-1][:160] if said else 'no guest runs'}: boot tests go without KVM")
+    return "a guest ran"
+
+
+PROBES = (
+    _Probe("mmdebstrap", "build", "mmdebstrap uidmap", _mmdebstrap),
+    _Probe("squashfs", "build", "squashfs-tools", _squashfs),
+    _Probe("FAT", "build, provision", "dosfstools mtools", _fat),
+    _Probe("partitions", "build, provision", "fdisk", _partitions),
+    _Probe("GRUB", "build", "grub-efi-amd64-bin grub-common", _grub),
+    _Probe("rauc", "bundle, verify bundle", "rauc", _rauc),
+    _Probe("bmaptool", "comparing block maps", "bmap-tools", _bmaptool, optional=True),
+    _Probe("QEMU", "boottest", "qemu-system-x86 ovmf", _qemu),
+    _Probe("KVM", "nothing; it would be faster", "", _kvm, optional=True),
+)

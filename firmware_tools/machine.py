@@ -1,0 +1,216 @@
+"""A virtual machine that boots an image: QEMU without KVM, one CPU, driven over its serial line.
+
+/dev/kvm can be there and still run no guest, so nothing is taken from it. The guest reaches the ports that
+are named, and nothing else. The console of a test image logs in by itself (`build --test-console`); what is
+typed there is answered with the status of each command.
+"""
+
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from firmware_tools.errors import FirmwareError
+
+FIRMWARE = Path("/usr/share/OVMF")
+CODE, VARIABLES = "OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"
+MEMORY_MIB = 1024
+GUEST_HOST = "10.0.2.100"
+"""Where the guest reaches forwarded ports of this machine's loopback."""
+PROMPT = "graftwork login: root (automatic login)"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command said."""
+
+    status: int
+    output: str
+
+
+class Machine:
+    """One virtual machine; use as a context manager."""
+
+    def __init__(
+        self,
+        directory: Path,
+        image: Path,
+        *,
+        ports: Mapping[int, int] | None = None,
+        disks: Sequence[Path] = (),
+    ) -> None:
+        """Prepare.
+
+        Args:
+            directory: for its log and the firmware's variables.
+            image: raw disk; what the guest writes stays in it.
+            ports: of GUEST_HOST to ports of 127.0.0.1 here; nothing else is reachable.
+            disks: more raw disks, vdb and so on, e.g. a stick with a bundle.
+
+        Raises:
+            FirmwareError: QEMU or its firmware is missing.
+        """
+        if shutil.which("qemu-system-x86_64") is None or not (FIRMWARE / CODE).exists():
+            raise FirmwareError("QEMU or OVMF is missing; on Debian: apt install qemu-system-x86 ovmf")
+        self.log_file = directory / "serial.log"
+        self._directory = directory
+        self._image = image
+        self._ports = dict(ports or {})
+        self._disks = list(disks)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+        self._seen = ""
+        """What came over serial and was not matched yet."""
+
+    def start(self) -> None:
+        """Switch it on."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        variables = self._directory / VARIABLES
+        if not variables.exists():
+            shutil.copyfile(FIRMWARE / VARIABLES, variables)
+        path = self._directory / "serial"
+        path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(path))
+            listening.listen(1)
+            listening.settimeout(30)
+            with (self._directory / "qemu.log").open("ab") as out:
+                self._process = subprocess.Popen(  # noqa: S603 - a fixed command
+                    self._command(path, variables),
+                    stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+                )  # fmt: skip
+            self._channel, _ = listening.accept()
+        self._channel.settimeout(1.0)
+        self._seen = ""
+
+    def expect(self, pattern: str, seconds: float = 240.0) -> re.Match[str]:
+        """Wait for a pattern on the serial line; what came before it is forgotten.
+
+        Raises:
+            FirmwareError: it did not come, or the machine went off; with the last lines.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            match = re.search(pattern, self._seen)
+            if match:
+                self._seen = self._seen[match.end() :]
+                return match
+            if time.monotonic() > deadline or not self._read():
+                last = "\n".join(self._seen.splitlines()[-15:])
+                raise FirmwareError(
+                    f"waited {seconds:g} s for {pattern!r} on the serial line; it ended with:\n{last}"
+                )
+
+    def log_in(self, seconds: float = 300.0) -> None:
+        """Wait for the shell of a test image."""
+        self.expect(r"root@graftwork:[^#]*# ", seconds)
+        self.command(
+            "stty -echo cols 400; dmesg -n 1; systemctl is-system-running --wait > /dev/null", seconds
+        )
+
+    def command(self, line: str, seconds: float = 240.0) -> Answer:
+        """Run a command in the guest's shell.
+
+        Raises:
+            FirmwareError: it gave no answer.
+        """
+        mark = secrets.token_hex(6)
+        self.send(f"{{ {line}\n}} 2>&1; printf '\\n%s %s\\n' '{mark[:6]}''{mark[6:]}' $?")
+        match = self.expect(rf"(?s)(.*?)\r?\n{mark} (\d+)\r?\n", seconds)
+        return Answer(int(match[2]), match[1].replace("\r", "").strip())
+
+    def reboot(self, seconds: float = 300.0) -> str:
+        """Restart the guest and log in again; returns the slot that booted."""
+        self.send("systemctl reboot")
+        return self.booted(seconds)
+
+    def booted(self, seconds: float = 300.0) -> str:
+        """Wait for the boot loader and log in; returns the slot that booted."""
+        slot = self.expect(r"graftwork: slot ([AB]) ", seconds)[1]
+        self.log_in(seconds)
+        return slot
+
+    def send(self, line: str) -> None:
+        """Type a line."""
+        if self._channel is None:
+            raise FirmwareError("the machine is off")
+        self._channel.sendall(line.encode() + b"\n")
+
+    @property
+    def running(self) -> bool:
+        """Whether it is on."""
+        return self._process is not None and self._process.poll() is None
+
+    def cut_power(self) -> None:
+        """Kill it as a power cut does."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Switch it off."""
+        self._end(signal.SIGTERM)
+
+    def __enter__(self) -> "Machine":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    def _read(self) -> bool:
+        """Take what came; False: the machine is off."""
+        if self._channel is None:
+            return False
+        try:
+            part = self._channel.recv(65536)
+        except TimeoutError:
+            return self.running
+        if not part:
+            return False
+        with self.log_file.open("ab") as file:
+            file.write(part)
+        text = re.sub(r"\x1b(\[[0-9;?]*[a-zA-Z]|\][^\x07]*\x07|[()].)", "", part.decode("utf-8", "replace"))
+        self._seen = (self._seen + text)[-262144:]
+        return True
+
+    def _command(self, serial: Path, variables: Path) -> list[str]:
+        forwards = "".join(
+            f",guestfwd=tcp:{GUEST_HOST}:{guest}-tcp:127.0.0.1:{host}" for guest, host in self._ports.items()
+        )
+        disks = [self._image, *self._disks]
+        drives = [
+            argument
+            for number, disk in enumerate(disks)
+            for argument in (
+                "-drive", f"file={disk},format=raw,if=none,id=d{number},cache=writeback",
+                "-device", f"virtio-blk-pci,drive=d{number}",
+            )
+        ]  # fmt: skip
+        return [
+            "qemu-system-x86_64", "-M", "q35", "-cpu", "max", "-accel", "tcg", "-smp", "1",
+            "-m", str(MEMORY_MIB), "-display", "none", "-monitor", "none", "-nodefaults",
+            "-serial", f"unix:{serial}",
+            "-netdev", f"user,id=n0,restrict=on{forwards}", "-device", "virtio-net-pci,netdev=n0,romfile=",
+            "-object", "rng-random,filename=/dev/urandom,id=r0", "-device", "virtio-rng-pci,rng=r0",
+            "-device", "i6300esb", "-action", "watchdog=reset",
+            "-drive", f"if=pflash,format=raw,readonly=on,file={FIRMWARE / CODE}",
+            "-drive", f"if=pflash,format=raw,file={variables}",
+            *drives,
+        ]  # fmt: skip
