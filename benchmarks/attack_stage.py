@@ -11,41 +11,27 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
-from agent.config import CERTIFICATE_FILE, KEY_FILE
-from agent.identity import Identity as DeviceFiles
-from benchmarks.attack_book import NOTHING, Trace
-from benchmarks.attack_client import PATIENCE_SECONDS, AttackError, Attempt, Client, Identity
-from benchmarks.enrolling import enrol
+from benchmarks.attack_client import PATIENCE_SECONDS, AttackError, Client
+from benchmarks.attack_logs import Logs
+from benchmarks.attack_parties import Parties, clock
 from protocol.charter import TrainingPolicy
 from protocol.errors import ProtocolError
-from protocol.messages import DeviceState, sign_message
 from protocol.sealing import unseal
 from protocol.signing import PrivateKey
-from protocol.topics import Topics
-from runtime.keys import load_or_make, read
-from server.authority import DIRECTORY, Authority
+from runtime.keys import load_or_make
 from server.broker import BrokerSupervisor, free_port
-from server.broker_settings import BROKER, authority_file
-from server.incidents import parse
+from server.broker_settings import BROKER
 from server.keys import SIGNING_FILE, ServerKeys
 from simulation import vibration
 from simulation.experiment import SERVER_CONFIG, Settings, prepare, write_configurations
 from simulation.machines import machines
 from simulation.processes import Federation
-from simulation.secure import ROOT_FILE, secure
+from simulation.secure import secure
 
 MACHINES = ("pump-1", "fan-1", "gearbox-1")
 PACKAGE = Path(str(resources.files("simulation"))) / "demo" / "vibration.zip"
@@ -54,14 +40,12 @@ BACK_DOOR = """
 listener {port} 127.0.0.1
 allow_anonymous true
 """
-NEWCOMERS_LOG = "enrolment.log"
 ROUNDS = 2
 LATE = "late"
 """A device that never comes: while it is registered, no round opens."""
-NOTICE_SECONDS = 1.0
-"""How long to look for an entry in a log."""
 
 
+<<<<<<< HEAD
 def clock() -> float:
     """Unix seconds."""
     return time.time()  # noqa: TID251 - certificates are checked by the clocks of all programs
@@ -79,6 +63,9 @@ REPEAT_SECONDS = 3.0
 
 
 class Stage:
+=======
+class Stage(Parties):
+>>>>>>> attacks
     """The federation; use as a context manager."""
 
     def __init__(self, directory: Path) -> None:
@@ -95,30 +82,18 @@ class Stage:
             server={"round": {"minimum_devices": len(MACHINES)}},
         )
         self.experiment = prepare(directory / "run", fleet, settings)
-        self.data = self.experiment.server_directory / "data"
-        secured = secure(self.experiment, load_or_make(self.data / SIGNING_FILE).public)
+        key = load_or_make(self.experiment.server_directory / "data" / SIGNING_FILE)
+        secured = secure(self.experiment, key.public)
         write_configurations(
             self.experiment, 0, "auto", server_changes=secured.server, device_changes=secured.device
         )
-        self.topics = Topics(self.experiment.federation)
-        self.written = (self.experiment.directory / "broker").resolve()
-        self.port = int(secured.device["broker"]["port"])
-        self.enrolment_port = int(secured.device["enrolment"]["port"])
-        self.service_port = int(secured.server["broker"]["port"])
+        self.programs = Federation(self.experiment, verbose=True)
+        super().__init__(directory, self.experiment, secured, self.programs)
         self.back_door = free_port()
         with (self.written / BROKER).open("a", encoding="utf-8") as file:
             file.write(BACK_DOOR.format(port=self.back_door))
         self.broker = BrokerSupervisor(self.written, configuration=self.written)
-        self.trusted = self.written / authority_file("services")
-        self.authority = Authority.open(self.data / DIRECTORY)
-        self.foreign = Authority.create(directory / "foreign", self.experiment.federation, clock())
-        self.programs = Federation(self.experiment, verbose=True)
-        self.store = self.programs.store
-        self.root = (self.experiment.participants[0].directory / ROOT_FILE).read_bytes()
-        self.homes = {p.device.id: p.directory for p in self.experiment.participants}
-        self._identities = directory / "identities"
-        self._identities.mkdir()
-        self._sessions: dict[str, int] = {}
+        self.logs = Logs(self.experiment, self.store, self.programs.server, self.broker.log_file)
         self._phase = 0
         self.revocation_seconds: list[float] = []
         """From the operator's command to the end of each session."""
@@ -146,6 +121,7 @@ class Stage:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+<<<<<<< HEAD
     # Parties
 
     def token(self, name: str, *, replacing: bool = False) -> str:
@@ -263,23 +239,11 @@ class Stage:
         """What the server knows of a device; empty: it is not registered."""
         return next((row for row in self.store.devices() if row["id"] == name), {})
 
+=======
+>>>>>>> attacks
     def updates(self, number: int) -> dict[str, bytes]:
         """Envelope of each update that is counted in a round."""
         return {device: envelope for device, envelope, *_ in self.store.journalled_updates(number)}
-
-    def until(self, condition: Callable[[], Any], what: str) -> Any:
-        """Wait for something and return it.
-
-        Raises:
-            AttackError: it does not come.
-        """
-        deadline = time.monotonic() + 2 * PATIENCE_SECONDS
-        while time.monotonic() < deadline:
-            found = condition()
-            if found:
-                return found
-            time.sleep(0.02)
-        raise AttackError(f"waited in vain: {what}; the server says: {self.programs.server.last_words(3)}")
 
     def reach(self, phase: int) -> None:
         """Go on to a phase: 1 and 2, all but the first machine are counted in that open round; 3, the end."""
@@ -361,99 +325,6 @@ class Stage:
             text=True,
         )
 
-    # Logs
-
-    def mark(self) -> Mark:
-        """Now, in all logs."""
-        files = [
-            self.log,
-            self.written / NEWCOMERS_LOG,
-            *(home / "agent.log" for home in self.homes.values()),
-        ]
-        newest = self.store.refusals()[:1]
-        return Mark(
-            {path: path.stat().st_size if path.exists() else 0 for path in files},
-            newest[0]["id"] if newest else 0,
-        )
-
-    @property
-    def log(self) -> Path:
-        """Of the broker for devices."""
-        return self.broker.log_file
-
-    def broker_noticed(self, mark: Mark, *kinds: str, device: str = "") -> Trace:
-        """What the broker's log says of an attack since a mark.
-
-        Args:
-            mark: from before.
-            kinds: of incidents (server/incidents.py) that would say it.
-            device: whom it has to name; empty: nobody.
-        """
-        return self._incident(self.log, mark, kinds, device)
-
-    def newcomers_noticed(self, mark: Mark, *kinds: str, device: str = "") -> Trace:
-        """The same of the broker for newcomers."""
-        return self._incident(self.written / NEWCOMERS_LOG, mark, kinds, device)
-
-    def _incident(self, log: Path, mark: Mark, kinds: tuple[str, ...], device: str) -> Trace:
-        def look() -> Trace | None:
-            for line in self._new_text(log, mark).splitlines():
-                incident = parse(line, self.topics.federation)
-                if incident and incident.kind in kinds and incident.device == device:
-                    return Trace("broker", incident.device, incident.kind)
-            return None
-
-        return _soon(look)
-
-    def server_noticed(self, mark: Mark, device: str, words: str = "") -> Trace:
-        """What the server's list of refusals says of an attack since a mark."""
-
-        def look() -> Trace | None:
-            for row in self.store.refusals():
-                if row["id"] > mark.refusal and row["device"] == device and words in row["reason"]:
-                    return Trace("server", device if device != "?" else "", row["reason"])
-            return None
-
-        return _soon(look)
-
-    def log_noticed(self, device: str, words: str) -> Trace:
-        """What the server's log says of a device."""
-
-        def look() -> Trace | None:
-            for line in reversed(self.programs.server.last_words(60).splitlines()):
-                _, found, rest = line.partition(f"device={device} ")
-                if found and words in rest:
-                    return Trace("server", device, rest)
-            return None
-
-        return _soon(look)
-
-    def device_noticed(self, mark: Mark, device: str, words: str) -> Trace:
-        """What a machine's log says since a mark."""
-
-        def look() -> Trace | None:
-            for line in self._new_text(self.homes[device] / "agent.log", mark).splitlines():
-                if "dropped a message" in line and words in line:
-                    return Trace("device", device, line.split("dropped a message", 1)[1].strip())
-            return None
-
-        return _soon(look)
-
-    def _new_text(self, path: Path, mark: Mark) -> str:
-        with path.open("rb") as file:
-            file.seek(mark.lengths[path])
-            return file.read().decode("utf-8", "replace")
-
     def _let_go(self) -> None:
         for name in MACHINES:
             self.let_go(name)
-
-
-def _soon(look: Callable[[], Trace | None]) -> Trace:
-    """The first trace that is found within a while."""
-    deadline, pause = time.monotonic() + NOTICE_SECONDS, threading.Event()
-    while True:
-        found = look()
-        if found or time.monotonic() > deadline:
-            return found or NOTHING
-        pause.wait(0.02)
