@@ -5,6 +5,7 @@ bootenv  slot A good, slot B bad
 slot A   the root file system; slot B stays empty until the first update
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from firmware_tools.build.rootfs import MOMENT
 from firmware_tools.build.spec import MIB, TargetSpec
 from firmware_tools.device.boot_environment import factory_files
 from firmware_tools.errors import FirmwareError
+from firmware_tools.programs import SEARCH_PATH
 
 _MODULES = (
     "part_gpt fat normal linux search search_fs_uuid loadenv test echo serial terminal configfile squash4 "
@@ -97,7 +99,8 @@ def _image(spec: TargetSpec) -> Step:
         finally:
             shutil.rmtree(folder)
 
-    inputs = {"layout": layout.sfdisk_script(), "bootenv": json.dumps(sorted(map(str, factory_files())))}
+    bootenv = {name: hashlib.sha256(content).hexdigest() for name, content in factory_files().items()}
+    inputs = {"layout": layout.sfdisk_script(), "bootenv": json.dumps(bootenv, sort_keys=True)}
     return Step(
         "image",
         f"image of {layout.size // MIB} MiB",
@@ -146,7 +149,7 @@ def _copy_into(source: Path, image: Path, layout: Layout, name: str) -> None:
 def _run(
     command: list[str], *, text: str | None = None, environment: Mapping[str, str] | None = None
 ) -> None:
-    if shutil.which(command[0]) is None:
+    if shutil.which(command[0], path=SEARCH_PATH) is None:
         raise FirmwareError(f"{command[0]} is not installed; see: graftwork-firmware doctor")
     result = subprocess.run(  # noqa: S603 - fixed commands
         command,
@@ -154,7 +157,7 @@ def _run(
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "LC_ALL": "C.UTF-8", "TZ": "UTC", **(environment or {})},
+        env={**os.environ, "PATH": SEARCH_PATH, "LC_ALL": "C.UTF-8", "TZ": "UTC", **(environment or {})},
     )
     if result.returncode:
         raise FirmwareError(f"{command[0]} failed:\n{(result.stderr or result.stdout).strip()[-2000:]}")
