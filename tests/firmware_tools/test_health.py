@@ -179,6 +179,8 @@ def test_a_reason_of_another_version_is_not_taken_for_this_one(device: FakeDevic
 
 
 def test_an_update_that_is_installed_while_the_gate_runs_is_not_forgotten(device: FakeDevice) -> None:
+    updates.save(device.state_file, updates.failed(updates.offered("1.0.1", "1.0.0"), "an earlier one"))
+
     def install(device: health.Device) -> str:
         state = updates.downloaded(updates.offered("1.1.0", "1.0.0"))
         updates.save(device.state_file, updates.installed(state, "B", device.boot_id()))

@@ -30,11 +30,12 @@ EVENTS = st.lists(
 )
 
 
-@given(events=EVENTS)
+@given(
+    state=st.sampled_from([None, INSTALLED, updates.on_boot(INSTALLED, *NEW, "boot 2", "")]), events=EVENTS
+)
 def test_healthy_is_reached_only_where_that_version_in_that_slot_was_found_healthy(
-    events: list[tuple],
+    state: UpdateState | None, events: list[tuple]
 ) -> None:
-    state: UpdateState | None = None
     for number, (name, value) in enumerate(events):
         before = state
         try:
@@ -114,6 +115,15 @@ def test_a_version_that_stops_booting_after_it_was_healthy_is_no_success_any_mor
     assert found is not None
     assert found.phase == updates.ROLLED_BACK
     assert "was healthy once" in found.text
+
+
+@pytest.mark.parametrize("running", [OLD, NEW, ("1.1.0", "A"), ("1.0.0", "B")])
+def test_a_healthy_system_that_was_not_seen_to_boot_as_the_update_is_no_success(
+    running: tuple[str, str],
+) -> None:
+    assert updates.on_healthy(INSTALLED, *running) == INSTALLED
+    booted = updates.on_boot(INSTALLED, *NEW, "boot 2", "")
+    assert (updates.on_healthy(booted, *running) != booted) == (running == NEW)
 
 
 def test_an_update_that_waits_for_its_reboot_is_not_rolled_back() -> None:
