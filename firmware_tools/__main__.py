@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from firmware_tools import device_commands, device_identity, flash_commands, golden, provision_commands
+from firmware_tools import (
+    build_commands,
+    device_commands,
+    device_identity,
+    flash_commands,
+    golden,
+    provision_commands,
+)
 from firmware_tools.errors import FirmwareError
 from firmware_tools.trim import trim
 
@@ -23,11 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--dry-run", action="store_true", help="remove nothing, only say how much it is")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(command=_trim)
+    build_commands.add_commands(commands)
     provision_commands.add_commands(commands)
     flash_commands.add_commands(commands)
     verify = _group(commands, "verify", "check media and root file systems")
     flash_commands.add_verify_commands(verify)
     golden.add_commands(verify)
+    build_commands.add_verify_commands(verify)
     device = _group(
         commands, "device", "what runs on the device itself: health gate, updates, boot state, seed"
     )

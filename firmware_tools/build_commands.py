@@ -1,0 +1,260 @@
+"""Commands that make things: images, locks, keys, bundles; and what tells whether this machine can."""
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from firmware_tools import doctor
+from firmware_tools.boot_test import DEFAULT, load_script, play
+from firmware_tools.build.image import image_steps
+from firmware_tools.build.plan import Plan, file_sha256
+from firmware_tools.build.requirements import lock
+from firmware_tools.build.rootfs import MOMENT, rootfs_steps
+from firmware_tools.build.spec import TargetSpec, check_version, load_spec
+from firmware_tools.bundles import BundleFacts, Signer, make_bundle, verify_bundle
+from firmware_tools.errors import FirmwareError
+from firmware_tools.machine import GUEST_HOST, Machine
+from firmware_tools.signing_keys import KEYRING, ROOTS, SIGNER, make_keys, make_signer
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))) / "graftwork-firmware"
+LOCKS = Path(__file__).parent / "targets"
+
+
+def add_commands(commands: Any) -> None:
+    """Add `doctor`, `lock`, `build`, `boottest`, `keys` and `bundle` to a parser's commands."""
+    examine = commands.add_parser("doctor", help="try every tool that is needed, and name what is missing")
+    examine.add_argument("--json", action="store_true", help="print JSON")
+    examine.set_defaults(command=_doctor)
+
+    locking = commands.add_parser("lock", help="write the agent's requirements for a target, with hashes")
+    locking.add_argument("target", help="name of a target, or a .toml file")
+    locking.add_argument(
+        "--project", type=Path, default=Path(), help="folder with pyproject.toml (default: here)"
+    )
+    locking.add_argument("--output", type=Path, help="file to write (default: beside the built-in targets)")
+    locking.set_defaults(command=_lock)
+
+    build = commands.add_parser(
+        "build", help="make an image of a target, and its root file system for bundles"
+    )
+    build.add_argument("target", help="name of a target, or a .toml file")
+    build.add_argument("--version", required=True, dest="image_version", help="of the image, e.g. 1.4.0")
+    build.add_argument(
+        "--keyring", type=Path, required=True, help="keyring.pem of `keys init`: whose bundles it takes"
+    )
+    build.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="for image and root file system"
+    )
+    build.add_argument("--wheel", type=Path, help="of graftwork (default: built from --project)")
+    build.add_argument("--project", type=Path, default=Path(), help="folder of the sources (default: here)")
+    build.add_argument("--lock", type=Path, help="requirements with hashes (default: the target's own)")
+    build.add_argument("--cache", type=Path, default=CACHE, help=f"of finished steps (default: {CACHE})")
+    build.add_argument(
+        "--overlay", type=Path, metavar="DIR", help="more files of the root file system; they win"
+    )
+    build.add_argument(
+        "--test-console", action="store_true", help="log root in on the serial line; for boottest alone"
+    )
+    build.add_argument("--plan", action="store_true", help="print every command and do nothing")
+    build.set_defaults(command=_build)
+
+    keys = commands.add_parser("keys", help="keys that bundles are signed with")
+    actions = keys.add_subparsers(required=True, metavar="ACTION")
+    init = actions.add_parser("init", help="make two roots, a signer and the keyring for images")
+    init.add_argument("directory", type=Path)
+    init.add_argument("--name", default="graftwork", help="stands in the certificates (default: graftwork)")
+    init.set_defaults(command=_keys_init)
+    signer = actions.add_parser("signer", help="make a new signer under one of the roots")
+    signer.add_argument("directory", type=Path)
+    signer.add_argument("--root", choices=ROOTS, default=ROOTS[0], help=f"default: {ROOTS[0]}")
+    signer.add_argument("--name", default="graftwork", help="stands in the certificate (default: graftwork)")
+    signer.set_defaults(command=_keys_signer)
+
+    test = commands.add_parser("boottest", help="boot an image in a virtual machine and check it over serial")
+    test.add_argument("image", type=Path, help="made with --test-console; it is not changed")
+    test.add_argument("--script", type=Path, help="steps to play (default: boots and passes its health gate)")
+    test.add_argument(
+        "--disk", type=Path, action="append", default=[], help="further disk, vdb and so on (repeat)"
+    )
+    test.add_argument(
+        "--port", action="append", default=[], metavar="GUEST:HOST",
+        help=f"let the guest reach a port of this machine's loopback as {GUEST_HOST}:GUEST (repeat)",
+    )  # fmt: skip
+    test.add_argument("--log", type=Path, help="keep what came over the serial line")
+    test.set_defaults(command=_boot_test)
+
+    bundle = commands.add_parser("bundle", help="make a signed update bundle of a root file system")
+    bundle.add_argument(
+        "rootfs", type=Path, help="rootfs.squashfs of `build`; its release.json lies beside it"
+    )
+    bundle.add_argument("--keys", type=Path, help="folder of `keys init`")
+    bundle.add_argument("--cert", help="certificate of the signer, instead of --keys; file or PKCS #11 URI")
+    bundle.add_argument("--key", help="key of the signer, instead of --keys; file or PKCS #11 URI")
+    bundle.add_argument("--pkcs11-module", default="", help="library of the token, where the key is a URI")
+    bundle.add_argument("--output", type=Path, required=True, metavar="FILE", help="bundle to write")
+    bundle.set_defaults(command=_bundle)
+
+
+def add_verify_commands(verify: Any) -> None:
+    """Add `verify bundle`."""
+    bundle = verify.add_parser("bundle", help="check a bundle's signature and every byte of its payload")
+    bundle.add_argument("bundle", type=Path)
+    bundle.add_argument("--keyring", type=Path, required=True, help="keyring.pem that devices have")
+    bundle.set_defaults(command=_verify_bundle)
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    findings = doctor.examine()
+    line = doctor.install_line([finding for finding in findings if not finding.optional])
+    if options.json:
+        print(json.dumps({"tools": [dataclasses.asdict(found) for found in findings], "install": line}))
+    else:
+        for found in findings:
+            mark = "works  " if found.works else "absent " if found.optional else "MISSING"
+            print(f"{mark}  {found.name:12} for {found.needed_for}: {found.detail}")
+        print(line or "all is there")
+    if line:
+        raise FirmwareError("something that is needed does not work here")
+
+
+def _lock(options: argparse.Namespace) -> None:
+    spec = load_spec(options.target)
+    output = options.output or LOCKS / f"{spec.name}.lock"
+    output.write_text(lock(spec, options.project), "utf-8")
+    print(f"wrote {output}")
+
+
+def _build(options: argparse.Namespace) -> None:
+    spec, version = load_spec(options.target), check_version(options.image_version)
+    lock_file = options.lock or LOCKS / f"{spec.name}.lock"
+    if not lock_file.exists():
+        raise FirmwareError(f"{lock_file} is missing: graftwork-firmware lock {options.target}")
+    with tempfile.TemporaryDirectory() as folder:
+        wheel = options.wheel or _wheel(options.project, Path(folder))
+        steps = rootfs_steps(
+            spec, wheel, lock_file, version, options.keyring.read_bytes(),
+            test_console=options.test_console, overlay=options.overlay,
+        )  # fmt: skip
+        plan = Plan([*steps, *image_steps(spec)])
+        if options.plan:
+            print(plan.describe())
+            return
+        started = time.monotonic()
+        outputs = plan.run(options.cache, say=lambda line: print(line, file=sys.stderr, flush=True))
+    _hand_out(spec, version, outputs, options.output)
+    print(
+        f"{options.output / 'image.img'}: version {version} of {spec.name}, "
+        f"{time.monotonic() - started:.0f} s"
+    )
+
+
+def _boot_test(options: argparse.Namespace) -> None:
+    script = load_script(options.script) if options.script else DEFAULT
+    with tempfile.TemporaryDirectory(prefix="graftwork-boot-") as name:
+        folder = Path(name)
+        disk = folder / "disk.img"
+        subprocess.run(["cp", "--sparse=always", str(options.image), str(disk)], check=True)  # noqa: S603, S607
+        machine = Machine(folder, disk, ports=_ports(options.port), disks=options.disk)
+        try:
+            with machine:
+                play(machine, script, lambda line: print(line, file=sys.stderr, flush=True))
+        finally:
+            if options.log and machine.log_file.exists():
+                shutil.copyfile(machine.log_file, options.log)
+    print(f"good: {len(script.step)} steps")
+
+
+def _ports(texts: list[str]) -> dict[int, int]:
+    ports = {}
+    for text in texts:
+        guest, _, host = text.partition(":")
+        if not (guest.isdecimal() and host.isdecimal()):
+            raise FirmwareError(f"--port: expected GUEST:HOST in numbers, got {text!r}")
+        ports[int(guest)] = int(host)
+    return ports
+
+
+def _hand_out(spec: TargetSpec, version: str, outputs: dict[str, Path], folder: Path) -> None:
+    """Copy what came out, with a description that later commands read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image, rootfs = folder / "image.img", folder / "rootfs.squashfs"
+    for source, target in ((outputs["image"], image), (outputs["rootfs"], rootfs)):
+        subprocess.run(["cp", "--sparse=always", "--reflink=auto", str(source), str(target)], check=True)  # noqa: S603, S607
+    facts = {
+        "target": spec.name,
+        "compatible": spec.compatible,
+        "version": version,
+        "image_sha256": file_sha256(image),
+        "rootfs_sha256": file_sha256(rootfs),
+    }
+    (folder / "release.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+
+
+def _wheel(project: Path, folder: Path) -> Path:
+    """Build the wheel of graftwork from its sources."""
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "-w",
+        str(folder),
+        str(project.resolve()),
+    ]
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": str(MOMENT)}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
+    found = sorted(folder.glob("graftwork-*.whl"))
+    if result.returncode or len(found) != 1:
+        raise FirmwareError(
+            f"{project}: no wheel of graftwork could be built: {result.stderr.strip()[-500:]}"
+        )
+    return found[0]
+
+
+def _keys_init(options: argparse.Namespace) -> None:
+    make_keys(options.directory, options.name, time.time())
+    print(
+        f"made {options.directory}; put {' and '.join(f'{root}.key' for root in ROOTS)} into two safes, and "
+        f"give {KEYRING} to `build`"
+    )
+
+
+def _keys_signer(options: argparse.Namespace) -> None:
+    make_signer(options.directory, options.name, options.root, time.time())
+    print(f"made a new {SIGNER} under {options.root}; devices take its bundles at once")
+
+
+def _bundle(options: argparse.Namespace) -> None:
+    if (options.keys is None) == (options.cert is None or options.key is None):
+        raise FirmwareError("expected --keys DIR, or --cert and --key")
+    signer = Signer(options.cert or "", options.key or "", options.pkcs11_module)
+    if options.keys is not None:
+        signer = Signer(str(options.keys / f"{SIGNER}.crt"), str(options.keys / f"{SIGNER}.key"))
+    described = options.rootfs.with_name("release.json")
+    try:
+        facts = json.loads(described.read_text("utf-8"))
+        if facts["rootfs_sha256"] != file_sha256(options.rootfs):
+            raise FirmwareError(f"{options.rootfs} is not the file that {described} speaks of; build again")
+        bundle = BundleFacts(facts["compatible"], facts["version"])
+    except (OSError, ValueError, KeyError) as error:
+        raise FirmwareError(f"{described}: expected the description that `build` writes: {error}") from error
+    make_bundle(options.rootfs, options.output, bundle, signer)
+    print(
+        f"{options.output}: version {bundle.version} for {bundle.compatible}, "
+        f"{options.output.stat().st_size:,} bytes"
+    )
+
+
+def _verify_bundle(options: argparse.Namespace) -> None:
+    facts = verify_bundle(options.bundle, options.keyring)
+    print(f"good: version {facts.version} for {facts.compatible}; every byte was read")
