@@ -35,6 +35,7 @@ def _update(name: str) -> str:
     if not name:
         return ""
     try:
-        return str(json.loads(Path(name).read_text("utf-8"))["text"])
-    except (OSError, ValueError, KeyError, TypeError):
+        text = json.loads(Path(name).read_text("utf-8"))["text"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
+    return text if isinstance(text, str) else ""

@@ -55,12 +55,14 @@ def make_bundle(rootfs: Path, output: Path, facts: BundleFacts, signer: Signer) 
         except OSError:  # of another file system
             shutil.copyfile(rootfs, content / "rootfs.img")
         # The payload is packed already: zstd over it would cost time and gain nothing.
+        partial = Path(folder) / "bundle"
         command = [
             *("rauc", "bundle", f"--cert={signer.certificate}", f"--key={signer.key}"),
-            *("--mksquashfs-args=-comp gzip -noD -noI -noF", str(content), str(output)),
+            *("--mksquashfs-args=-comp gzip -noD -noI -noF", str(content), str(partial)),
         ]
         environment = {"RAUC_PKCS11_MODULE": signer.module} if signer.module else {}
         _rauc(command, environment)
+        partial.replace(output)
 
 
 def verify_bundle(bundle: Path, keyring: Path) -> BundleFacts:

@@ -26,6 +26,7 @@ def add_commands(actions: Any) -> None:
     update = actions.add_parser("update", help="install a bundle into the other slot and reboot into it")
     update.add_argument("bundle", type=Path, help="file, e.g. on a USB stick")
     update.add_argument("--no-reboot", action="store_true", help="leave the reboot to others")
+    update.add_argument("--allow-downgrade", action="store_true", help="take an older version than runs")
     update.set_defaults(command=_update)
 
     status = actions.add_parser("status", help="show version, slots and the last update")
@@ -53,7 +54,12 @@ def _try_engine(_options: argparse.Namespace) -> None:
 
 def _update(options: argparse.Namespace) -> None:
     device = Device()
-    state = installing.install(device, options.bundle, lambda path: installing.bundle_version(device, path))
+    state = installing.install(
+        device,
+        options.bundle,
+        lambda path: installing.bundle_version(device, path),
+        allow_downgrade=options.allow_downgrade,
+    )
     print(f"installed {state.version} into slot {state.slot}; it counts once it has booted and is healthy")
     if not options.no_reboot:
         device.run(["systemctl", "reboot"])

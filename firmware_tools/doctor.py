@@ -86,6 +86,8 @@ def _call(command: Sequence[str | Path], *, text: str | None = None, limit: floa
         )
     except FileNotFoundError:
         raise _FailedError(f"{command[0]} is not installed") from None
+    except OSError as error:
+        raise _FailedError(f"{command[0]} cannot be started: {error.strerror}") from None
     except subprocess.TimeoutExpired:
         raise _FailedError(f"{command[0]} did not end within {limit:g} s") from None
     if result.returncode:
@@ -149,11 +151,9 @@ def _partitions(folder: Path) -> str:
 
 
 def _grub(folder: Path) -> str:
-    (folder / "grub.cfg").write_text("echo probe\n")
     output = folder / "grub.efi"
-    _call(["grub-mkstandalone", "-O", "x86_64-efi", "-o", output,
-           "--modules=part_gpt fat squash4 hashsum loadenv",
-           "--locales=", "--themes=", "--fonts=", f"boot/grub/grub.cfg={folder / 'grub.cfg'}"])  # fmt: skip
+    _call(["grub-mkimage", "-O", "x86_64-efi", "-o", output, "-p", "(memdisk)/boot/grub",
+           "memdisk", "tar", "part_gpt", "fat", "squash4", "hashsum", "loadenv"])  # fmt: skip
     return f"{output.stat().st_size:,} bytes"
 
 

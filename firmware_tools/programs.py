@@ -17,13 +17,13 @@ PACKAGES = {
 }
 """By program, the Debian package that holds it."""
 TIMEOUT_SECONDS = 120.0
-_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
 """Users' search paths leave out where Debian has mkfs.vfat and sfdisk."""
 
 
 def missing(names: Sequence[str] = tuple(PACKAGES)) -> list[str]:
     """Those of the programs that are not installed."""
-    return [name for name in names if shutil.which(name, path=_PATH) is None]
+    return [name for name in names if shutil.which(name, path=SEARCH_PATH) is None]
 
 
 def run(arguments: Sequence[str | Path]) -> bytes:
@@ -39,7 +39,7 @@ def run(arguments: Sequence[str | Path]) -> bytes:
         FirmwareError: it is not installed, fails, or takes more than two minutes; quotes what it said.
     """
     name = str(arguments[0])
-    program = shutil.which(name, path=_PATH)
+    program = shutil.which(name, path=SEARCH_PATH)
     if program is None:
         raise FirmwareError(f"{name} is not installed; on Debian: apt install {PACKAGES.get(name, name)}")
     # mtools otherwise refuses partitions whose size is no multiple of what it takes for a cylinder.

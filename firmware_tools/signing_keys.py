@@ -39,8 +39,9 @@ def make_keys(directory: Path, name: str, now: float) -> None:
     Raises:
         FirmwareError: there are keys already, or they cannot be written.
     """
-    if (directory / KEYRING).exists():
-        raise FirmwareError(f"{directory} holds keys already; they are never overwritten")
+    for file in (KEYRING, *(f"{pair}.key" for pair in (*ROOTS, SIGNER))):
+        if (directory / file).exists():
+            raise FirmwareError(f"{directory} holds {file} already; keys are never overwritten")
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         roots = [_root(f"{name} {root}", now) for root in ROOTS]
@@ -65,7 +66,7 @@ def make_signer(directory: Path, name: str, root: str, now: float) -> None:
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise FirmwareError(f"{directory / root}.key: expected an EC key")
         _write(directory, SIGNER, _signer(f"{name} signer", _Pair(key, certificate), now))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:  # TypeError: it is encrypted
         raise FirmwareError(f"{directory}: the root {root} cannot be used: {error}") from error
 
 

@@ -5,10 +5,12 @@ bootenv  slot A good, slot B bad
 slot A   the root file system; slot B stays empty until the first update
 """
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
+import tarfile
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -17,12 +19,14 @@ from firmware_tools.build.layout import Layout, layout_of
 from firmware_tools.build.plan import Step
 from firmware_tools.build.rootfs import MOMENT
 from firmware_tools.build.spec import MIB, TargetSpec
+from firmware_tools.build.tar_merge import Entry
 from firmware_tools.device.boot_environment import factory_files
 from firmware_tools.errors import FirmwareError
+from firmware_tools.programs import SEARCH_PATH
 
 _MODULES = (
-    "part_gpt fat normal linux search search_fs_uuid loadenv test echo serial terminal configfile squash4 "
-    "gzio hashsum gcry_sha256 true halt reboot regexp efi_gop all_video"
+    "memdisk tar part_gpt fat normal linux search search_fs_uuid loadenv test echo serial terminal "
+    "configfile squash4 gzio hashsum gcry_sha256 true halt reboot regexp efi_gop all_video"
 )
 _BLOCK = 4 * MIB
 
@@ -57,21 +61,19 @@ def _loader(spec: TargetSpec) -> Step:
     configuration = grub_configuration(spec)
 
     def make(output: Path, _outputs: Mapping[str, Path]) -> None:
-        """Run grub-mkstandalone with the configuration inside."""
-        folder = output.with_suffix(".grub")
-        folder.mkdir()
+        """Put the configuration into a tar that GRUB has in memory; run grub-mkimage."""
+        memory = output.with_suffix(".memdisk")
+        with tarfile.open(memory, "w", format=tarfile.USTAR_FORMAT) as tar:
+            Entry(configuration.encode()).add_to(tar, "boot/grub/grub.cfg", MOMENT)
         try:
-            (folder / "grub.cfg").write_text(configuration, "utf-8")
             _run(
                 [
-                    *("grub-mkstandalone", "-O", "x86_64-efi", "-o", str(output), f"--modules={_MODULES}"),
-                    *("--locales=", "--themes=", "--fonts=", f"--install-modules={_MODULES}"),
-                    f"boot/grub/grub.cfg={folder / 'grub.cfg'}",
-                ],
-                environment={"SOURCE_DATE_EPOCH": str(MOMENT)},
-            )  # fmt: skip
+                    *("grub-mkimage", "-O", "x86_64-efi", "-o", str(output), "-m", str(memory)),
+                    *("-p", "(memdisk)/boot/grub", *_MODULES.split()),
+                ]
+            )
         finally:
-            shutil.rmtree(folder)
+            memory.unlink()
 
     inputs = {"configuration": configuration, "modules": _MODULES}
     return Step("loader", "GRUB with its configuration", ".efi", inputs=inputs, work=make)
@@ -97,7 +99,8 @@ def _image(spec: TargetSpec) -> Step:
         finally:
             shutil.rmtree(folder)
 
-    inputs = {"layout": layout.sfdisk_script(), "bootenv": json.dumps(sorted(map(str, factory_files())))}
+    bootenv = {name: hashlib.sha256(content).hexdigest() for name, content in factory_files().items()}
+    inputs = {"layout": layout.sfdisk_script(), "bootenv": json.dumps(bootenv, sort_keys=True)}
     return Step(
         "image",
         f"image of {layout.size // MIB} MiB",
@@ -146,7 +149,7 @@ def _copy_into(source: Path, image: Path, layout: Layout, name: str) -> None:
 def _run(
     command: list[str], *, text: str | None = None, environment: Mapping[str, str] | None = None
 ) -> None:
-    if shutil.which(command[0]) is None:
+    if shutil.which(command[0], path=SEARCH_PATH) is None:
         raise FirmwareError(f"{command[0]} is not installed; see: graftwork-firmware doctor")
     result = subprocess.run(  # noqa: S603 - fixed commands
         command,
@@ -154,7 +157,7 @@ def _run(
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "LC_ALL": "C.UTF-8", "TZ": "UTC", **(environment or {})},
+        env={**os.environ, "PATH": SEARCH_PATH, "LC_ALL": "C.UTF-8", "TZ": "UTC", **(environment or {})},
     )
     if result.returncode:
         raise FirmwareError(f"{command[0]} failed:\n{(result.stderr or result.stdout).strip()[-2000:]}")

@@ -34,11 +34,13 @@ class Step:
     suffix: str
     """Of the file that it makes, e.g. ".tar"."""
     commands: tuple[tuple[str, ...], ...] = ()
-    """Arguments may hold {output}, {scratch}, and {NAME} for the output of a step before."""
+    """Arguments may hold {output}, {scratch}, {NAME} for an output of `after`, or one of `files`."""
     after: tuple[str, ...] = ()
     """Names of the steps whose outputs it uses."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """What else decides on its output, by name: settings, hashes of files."""
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """Files that the commands name as {NAME}; their content counts for the key, and not where they lie."""
     work: Work | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -57,6 +59,7 @@ class Plan:
         lines = []
         for step in self.steps:
             lines.append(f"# {step.name}: {step.summary} ({self.keys[step.name][:16]}{step.suffix})")
+            lines += [f"#   {{{name}}} is {path}" for name, path in step.files.items()]
             lines += [_shell(command) for command in step.commands]
             if step.work is not None:
                 lines.append(f"#   and in Python: {step.work.__doc__ or step.summary}".rstrip())
@@ -94,7 +97,7 @@ class Plan:
             values = {
                 "output": str(partial),
                 "scratch": str(scratch),
-                **{n: str(p) for n, p in outputs.items()},
+                **{n: str(p) for n, p in {**outputs, **step.files}.items()},
             }
             for command in step.commands:
                 _run(step, [argument.format_map(values) for argument in command], scratch)
@@ -112,6 +115,7 @@ class Plan:
             "commands": step.commands,
             "inputs": dict(step.inputs),
             "environment": dict(step.environment),
+            "files": {name: file_sha256(path) for name, path in step.files.items()},
             "after": {name: self.keys[name] for name in step.after},
             "suffix": step.suffix,
         }

@@ -41,12 +41,12 @@ def lock(spec: TargetSpec, project: Path) -> str:
     )
 
 
-def fetch_command(spec: TargetSpec, lock_file: Path, site: str) -> tuple[str, ...]:
+def fetch_command(spec: TargetSpec, lock_file: str, site: str) -> tuple[str, ...]:
     """The command that puts the locked wheels into a folder."""
     return (
         *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
         *_for(spec, target=site),
-        *("--no-deps", "--require-hashes", "--requirement", str(lock_file)),
+        *("--no-deps", "--require-hashes", "--requirement", lock_file),
     )
 
 

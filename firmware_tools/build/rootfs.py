@@ -1,8 +1,9 @@
 """The root file system: Debian, the agent with its locked requirements, and what makes a device of it.
 
-    base     Debian packages, a user for the agent            mmdebstrap system   the agent's wheels, compiled
-    to bytecode         mmdebstrap as a way into the tree, without packages rootfs   units, configuration,
-    version                    tar, then mksquashfs
+    base     Debian packages, a user for the agent         mmdebstrap
+    wheels   the agent and its locked requirements         pip, and trimmed
+    system   both, with the wheels compiled to bytecode    mmdebstrap as a way into the tree, without packages
+    rootfs   units, configuration and version over it      tar, then mksquashfs
 
 No step needs root where mmdebstrap can do without (user namespaces), and none mounts anything.
 """
@@ -13,10 +14,10 @@ from importlib import resources
 from pathlib import Path
 
 from firmware_tools.build.layout import SLOTS, layout_of
-from firmware_tools.build.plan import Step, file_sha256
+from firmware_tools.build.plan import Step
 from firmware_tools.build.requirements import SITE, fetch_command
 from firmware_tools.build.spec import TargetSpec
-from firmware_tools.build.squashfs import pack
+from firmware_tools.build.squashfs import SETTINGS, pack
 from firmware_tools.build.tar_merge import Entry, folder_layer, merge
 
 MOMENT = 1_700_000_000
@@ -140,31 +141,22 @@ def _base(spec: TargetSpec) -> Step:
 def _wheels(spec: TargetSpec, wheel: Path, lock_file: Path) -> Step:
     site = "{scratch}/root/" + SITE.format(python=spec.python)
     environment = str(Path(site).parents[2])
-    pip = (
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--no-compile",
-    )
     return Step(
         "wheels",
         "the agent and its requirements",
         ".tar",
         (
-            fetch_command(spec, lock_file, site),
-            (*pip, "--target", site, str(wheel.resolve())),
+            fetch_command(spec, "{lock}", site),
+            # Unpacked, as pip would note where on this machine the wheel lay.
+            (sys.executable, "-m", "zipfile", "--extract", "{wheel}", site),
             (sys.executable, "-m", "firmware_tools", "trim", environment),
             ("rm", "-rf", f"{site}/bin"),
             (
                 "tar", "--create", "--file", "{output}", "--directory", "{scratch}/root", "--sort=name",
-                "--owner=0", "--group=0", "--numeric-owner", f"--mtime=@{MOMENT}", ".",
+                "--owner=0", "--group=0", "--numeric-owner", "--mode=u=rwX,go=rX", f"--mtime=@{MOMENT}", ".",
             ),
         ),
-        inputs={"wheel": file_sha256(wheel), "lock": file_sha256(lock_file)},
+        files={"wheel": wheel.resolve(), "lock": lock_file.resolve()},
     )  # fmt: skip
 
 
@@ -205,7 +197,7 @@ def _rootfs(version: str, files: Mapping[str, Entry]) -> Step:
         f"root file system of version {version}",
         ".squashfs",
         after=("system",),
-        inputs={name: entry.describe() for name, entry in files.items()},
+        inputs={"squashfs": SETTINGS, **{name: entry.describe() for name, entry in files.items()}},
         work=lay_over,
     )
 

@@ -66,6 +66,10 @@ class TargetSpec:
             )
         if self.boot not in BOOTS:
             raise ValueError(f"boot: expected one of {', '.join(BOOTS)}, got {self.boot!r}")
+        if not re.fullmatch(r"3\.\d{1,2}", self.python):
+            raise ValueError(f"python: expected MAJOR.MINOR, e.g. 3.13, got {self.python!r}")
+        if not re.fullmatch(r"[A-Za-z0-9,]*", self.console):
+            raise ValueError(f"console: expected e.g. ttyS0,115200, got {self.console!r}")
         for name in ("name", "compatible", "suite", "kernel"):
             if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9._+-]{0,63}", getattr(self, name)):
                 raise ValueError(

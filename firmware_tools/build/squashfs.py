@@ -9,6 +9,8 @@ from firmware_tools.errors import FirmwareError
 BLOCK = "256K"
 COMPRESSION = "gzip"
 """What GRUB reads; it takes the kernel from there."""
+SETTINGS = f"{COMPRESSION} {BLOCK}"
+"""What decides on the bytes, beside the tar."""
 
 
 def pack(tree: Path, output: Path, moment: int) -> None:

@@ -7,6 +7,8 @@ import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from firmware_tools.errors import FirmwareError
+
 REMOVED = ("./var/cache/", "./var/lib/apt/lists/", "./var/log/", "./usr/share/doc/", "./tmp/", "./run/")
 """Beginnings of what no device needs."""
 
@@ -19,21 +21,31 @@ def merge(base: Path, layers: Iterable[Mapping[str, "Entry"]], output: Path, mom
         layers: files by their path in the root file system, "./etc/fstab"; later ones win.
         output: tar to write.
         moment: Unix seconds that every file is of.
+
+    Raises:
+        FirmwareError: a file would lie below what is no folder.
     """
     over: dict[str, Entry] = {}
     for layer in layers:
         over.update(layer)
     with tarfile.open(base) as source, tarfile.open(output, "w", format=tarfile.PAX_FORMAT) as target:
-        known = set()
+        known: dict[str, bool] = {}
+        """Names that are in the tar; whether it is a folder."""
         for member in source:
             name = _name(member.name)
-            if name in over or (name.startswith(REMOVED) and not member.isdir()):
+            if name in over:
+                if member.isdir() and over[name].is_folder:  # now: what lies in it comes next
+                    over.pop(name).add_to(target, name, moment)
+                    known[name] = True
                 continue
-            known.add(name)
+            if name.startswith(REMOVED) and not member.isdir():
+                continue
+            known[name] = member.isdir()
             member.name, member.mtime, member.pax_headers = name, moment, _headers(member)
             target.addfile(member, source.extractfile(member) if member.isreg() else None)
         for name in sorted(over):
             _add_folders(target, name, known, moment)
+            known[name] = over[name].is_folder
             over[name].add_to(target, name, moment)
 
 
@@ -55,6 +67,11 @@ class Entry:
         self.mode = mode
         self.link = link
         self.owner = owner
+
+    @property
+    def is_folder(self) -> bool:
+        """Neither file nor link."""
+        return self.content is None and not self.link
 
     def describe(self) -> str:
         """Its content and kind, for the key of a step."""
@@ -97,12 +114,16 @@ def folder_layer(folder: Path, prefix: str, skip: Iterable[str] = ()) -> dict[st
     return entries
 
 
-def _add_folders(target: tarfile.TarFile, name: str, known: set[str], moment: int) -> None:
+def _add_folders(target: tarfile.TarFile, name: str, known: dict[str, bool], moment: int) -> None:
     parts = name.split("/")[:-1]
     for length in range(2, len(parts) + 1):
         folder = "/".join(parts[:length])
+        if not known.get(folder, True):
+            raise FirmwareError(
+                f"{name} cannot lie in {folder}, which is a link or a file; name the folder that it leads to"
+            )
         if folder not in known:
-            known.add(folder)
+            known[folder] = True
             Entry(mode=0o755).add_to(target, folder, moment)
 
 

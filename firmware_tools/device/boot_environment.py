@@ -76,7 +76,11 @@ class BootEnvironment:
         return self._copy(0), self._copy(1)
 
     def write(self, state: BootState) -> BootState:
-        """Change what GRUB decides by; returns what was written, with its sequence."""
+        """Change what GRUB decides by; returns what was written, with its sequence.
+
+        Raises:
+            FirmwareError: what was written does not read back; the other copy still holds.
+        """
         copies = self.copies()
         sequences = [-1 if copy is None else copy.sequence for copy in copies]
         number = sequences.index(min(sequences))
@@ -84,6 +88,8 @@ class BootEnvironment:
         block = encode_state(written)
         self._overwrite(f"state{number}", block)
         self._overwrite(f"state{number}.sum", checksum(number, block))
+        if self._copy(number) != written:
+            raise FirmwareError(f"{self._folder / f'state{number}'}: what was written does not read back")
         return written
 
     def tries(self) -> dict[str, int] | None:
@@ -93,6 +99,13 @@ class BootEnvironment:
             return {slot: int(values[f"{slot.lower()}_tries"]) for slot in SLOTS}
         except (OSError, ValueError, KeyError):
             return None
+
+    def given_up(self, slot: str) -> bool:
+        """Whether GRUB does not try a slot any more, as it is bad or has used up its tries."""
+        state, tries = self.read().state_of(slot), self.tries()
+        if tries is None:
+            return state != GOOD
+        return state == BAD or tries[slot] >= TRIES
 
     def set_tries(self, tries: dict[str, int]) -> None:
         """Set the counts back."""
@@ -112,6 +125,8 @@ class BootEnvironment:
         descriptor = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
             os.pwrite(descriptor, content, 0)
+            if os.fstat(descriptor).st_size != len(content):  # damaged: at that size it would never be whole
+                os.ftruncate(descriptor, len(content))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

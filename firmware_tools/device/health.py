@@ -9,11 +9,11 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from firmware_tools.device import updates
 from firmware_tools.device.boot_backend import handle
-from firmware_tools.device.boot_environment import GOOD, BootEnvironment
+from firmware_tools.device.boot_environment import BAD, GOOD, SLOTS, BootEnvironment, BootState
 from firmware_tools.device.system import Device
 from firmware_tools.errors import FirmwareError
 from runtime import whole_files
@@ -25,6 +25,8 @@ MOST_RESTARTS = 3
 JOURNAL_LINES = "400"
 KEPT_FAILURES = 8
 LEAST_FREE = 16 * 1024 * 1024
+_ON_ITS_WAY = ("activating", "inactive", "reloading", "deactivating")
+"""States of a service that starts, or starts again after it failed."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,13 @@ def check_agent(device: Device) -> str:
     while True:
         command = ["systemctl", "show", "-p", "ActiveState", "-p", "NRestarts", "graftwork-agent.service"]
         shown = dict(line.split("=", 1) for line in device.run(command)[1].splitlines() if "=" in line)
-        state, restarts = shown.get("ActiveState", "unknown"), shown.get("NRestarts", "0")
+        state, counted = shown.get("ActiveState", "unknown"), shown.get("NRestarts", "")
+        restarts = int(counted) if counted.isdecimal() else 0
         if state == "active":
             return ""
-        if int(restarts) >= MOST_RESTARTS:
-            return f"graftwork-agent.service was started {int(restarts) + 1} times and did not become ready"
-        if state not in ("activating", "inactive", "reloading") or time.monotonic() > deadline:
+        if restarts >= MOST_RESTARTS:
+            return f"graftwork-agent.service was started {restarts + 1} times and did not become ready"
+        if state not in _ON_ITS_WAY or time.monotonic() > deadline:
             return f"graftwork-agent.service is {state}, expected active"
         time.sleep(1)
 
@@ -82,11 +85,13 @@ def pass_gate(device: Device, checks: Sequence[Check] = CHECKS) -> str:
     """Ask everything, and mark the slot good if all is well; returns what is not, empty: all is.
 
     Raises:
-        FirmwareError: the boot environment is damaged, or the image is none of ours.
+        FirmwareError: the boot environment cannot be written, or the image is none of ours.
     """
     environment = BootEnvironment(device.boot_folder)
     running, slot = device.release()["version"], device.slot()
-    state = updates.on_boot(updates.load(device.state_file), running, slot, last_failure(device))
+    state = updates.load(device.state_file)
+    reason = last_failure(device, state.version) if state is not None else ""
+    state = updates.on_boot(state, running, slot, device.boot_id(), reason)
     if state is not None:
         updates.save(device.state_file, state)
     for check in checks:
@@ -97,17 +102,38 @@ def pass_gate(device: Device, checks: Sequence[Check] = CHECKS) -> str:
             keep_evidence(device, running, reason)
             return reason
         log.info("healthy: %s", check.name)
+    _settle(environment, slot)
     handle(["set-state", slot, GOOD], environment)
-    state = updates.on_healthy(state, running, slot)
+    # Read again: an update may have been installed while the checks ran.
+    state = updates.on_healthy(updates.load(device.state_file), running, slot)
     if state is not None:
         updates.save(device.state_file, state)
     log.info("version %s in slot %s is healthy and marked good", running, slot)
     return ""
 
 
+def _settle(environment: BootEnvironment, slot: str) -> None:
+    """Have the slot that runs tried first, where GRUB gave the other one up: else no update could follow.
+
+    Where neither copy is whole, GRUB booted by its defaults: all that is known to be good is what runs.
+    """
+    if not any(environment.copies()):
+        log.warning("neither copy of the boot environment was whole; it is written anew")
+        other = next(name for name in SLOTS if name != slot)
+        environment.write(BootState(primary=slot).with_state(slot, GOOD).with_state(other, BAD))
+    state = environment.read()
+    if state.primary == slot or not environment.given_up(state.primary):
+        return
+    log.warning("slot %s was given up; slot %s is tried first from now on", state.primary, slot)
+    if state.state_of(state.primary) != GOOD:
+        state = state.with_state(state.primary, BAD)
+    environment.write(replace(state, primary=slot))
+
+
 def on_trial(device: Device) -> bool:
-    """Whether the slot that runs was never found healthy."""
-    return BootEnvironment(device.boot_folder).read().state_of(device.slot()) != GOOD
+    """Whether the slot that runs was never found healthy; not, where the boot environment cannot tell."""
+    environment = BootEnvironment(device.boot_folder)
+    return any(environment.copies()) and environment.read().state_of(device.slot()) != GOOD
 
 
 def keep_evidence(device: Device, version: str, reason: str) -> None:
@@ -116,24 +142,26 @@ def keep_evidence(device: Device, version: str, reason: str) -> None:
     _, journal = device.run(["journalctl", "--boot", "--no-pager", "--lines", JOURNAL_LINES], limit=60)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        names = sorted(path.name for path in folder.glob("*.json"))
-        number = int(names[-1].split("-")[0]) + 1 if names else 1
+        names = sorted(path.name for path in folder.glob(f"{'[0-9]' * 8}-*.json"))
+        number = int(names[-1][:8]) + 1 if names else 1
         content = {"version": version, "reason": reason, "journal": journal}
         whole_files.write(
             folder / f"{number:08}-{version}.json", json.dumps(content).encode(), whole_files.PUBLIC
         )
         for name in names[: -(KEPT_FAILURES - 1)]:
-            (folder / name).unlink()
+            (folder / name).unlink(missing_ok=True)
     except (OSError, ValueError) as error:
         log.error("the reason could not be kept: %s", error)
 
 
-def last_failure(device: Device) -> str:
-    """The newest reason that was kept; empty: none was."""
+def last_failure(device: Device, version: str = "") -> str:
+    """The newest reason that was kept, of a version or of any; empty: none was."""
     for path in sorted(device.failures.glob("*.json"), reverse=True):
         try:
-            return str(json.loads(path.read_text("utf-8"))["reason"])
-        except (OSError, ValueError, KeyError):
+            found = json.loads(path.read_text("utf-8"))
+            if version in ("", found["version"]):
+                return str(found["reason"])
+        except (OSError, ValueError, KeyError, TypeError):
             continue
     return ""
 

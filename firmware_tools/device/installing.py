@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from firmware_tools.build.spec import check_version
 from firmware_tools.device import updates
-from firmware_tools.device.boot_environment import GOOD, SLOTS, BootEnvironment
+from firmware_tools.device.boot_environment import BAD, GOOD, SLOTS, BootEnvironment
 from firmware_tools.device.system import Device
 from firmware_tools.device.updates import UpdateState
 from firmware_tools.errors import FirmwareError
@@ -38,34 +40,61 @@ def check_armed(device: Device) -> str:
         )
     if state.primary != slot:
         raise FirmwareError(
-            f"slot {slot} runs, but {state.primary} is tried first: an update waits for a reboot, or "
-            "was rolled back; restart the device first"
+            f"slot {slot} runs, but {state.primary} is tried first: an update waits for a reboot, or was "
+            "rolled back and the health gate has not passed since; restart the device first"
         )
     return next(other for other in SLOTS if other != slot)
 
 
-def install(device: Device, bundle: Path, version_of: Version) -> UpdateState:
+def install(
+    device: Device, bundle: Path, version_of: Version, *, allow_downgrade: bool = False
+) -> UpdateState:
     """Check that there is a way back, and install a bundle that is on the device; the next boot tries it.
+
+    Args:
+        device: installs it.
+        bundle: file.
+        version_of: reads the version that it says it has.
+        allow_downgrade: take a version below the one that runs.
 
     Raises:
         FirmwareError: it is refused, by us or by RAUC, with the reason. What ran goes on.
     """
     running = device.release()["version"]
     target = check_armed(device)
-    state = updates.offered(version_of(bundle), running)
+    version = check_version(version_of(bundle))
+    if not allow_downgrade and _numbers(version) < _numbers(running):
+        raise FirmwareError(
+            f"the bundle is version {version}, and {running} runs: an older version may have faults that are "
+            "known by now; if it must be, use --allow-downgrade"
+        )
+    state = updates.offered(version, running)
     updates.save(device.state_file, state)
     state = updates.downloaded(state)
     updates.save(device.state_file, state)
     # Before the installation: a power cut after its last step must not leave a version that nobody expects.
-    expected = updates.installed(state, target)
+    expected = updates.installed(state, target, device.boot_id())
     updates.save(device.state_file, expected)
     status, printed = device.run(["rauc", "install", str(bundle)])
     if status:
         reason = _last_error(printed)
+        _stay(device, target)
         updates.save(device.state_file, updates.failed(state, reason))
         raise FirmwareError(f"the bundle is not installed: {reason}")
     log.info("version %s is in slot %s; the next boot tries it", state.version, target)
     return expected
+
+
+def _stay(device: Device, target: str) -> None:
+    """After a failure that came late: the slot that was written does not boot."""
+    environment = BootEnvironment(device.boot_folder)
+    state = environment.read()
+    if state.primary == target:
+        environment.write(replace(state.with_state(target, BAD), primary=device.slot()))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, check_version(version).split(".")))
 
 
 def bundle_version(device: Device, bundle: Path) -> str:

@@ -63,6 +63,13 @@ class Device:
         """
         return booted_slot((self.root / "proc/cmdline").read_text("ascii"))
 
+    def boot_id(self) -> str:
+        """Identifies this boot, as the kernel does; empty: it cannot be read."""
+        try:
+            return (self.root / "proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            return ""
+
     def run(self, command: Sequence[str], *, limit: float = LIMIT_SECONDS) -> tuple[int, str]:
         """Run a program; returns its status and what it printed. One that is missing has status 127."""
         try:

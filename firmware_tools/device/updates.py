@@ -1,9 +1,11 @@
 """Where an update stands: a state machine without I/O; only a version that was found healthy is an update.
 
     offered -> downloaded -> installed -> booted -> healthy
-                                  |          |
-                                  |          +-- the gate found it unhealthy: it reboots, and after its tries
-                                  +------------- another version runs than was installed -> rolled back
+                                  |          |         |
+                                  |          |         +-- it stopped booting later
+                                  |          +------------ it was unhealthy, until its tries were used up
+                                  +----------------------- it never ran; in all three the slot before runs
+                                                           again -> rolled back
 
 A version that runs says nothing of an update; only the state "healthy" does, and only the gate writes it,
 after the slot was marked good.
@@ -35,8 +37,12 @@ class UpdateState:
     """That it was installed into."""
     reason: str = ""
     """Why it failed or was rolled back."""
+    boot: str = ""
+    """Identifies the boot in which it was installed: until the next one, the version before still runs."""
 
     def __post_init__(self) -> None:
+        if not all(isinstance(value, str) for value in asdict(self).values()):
+            raise ValueError(f"expected text in every field, got {self}")
         if self.phase not in PHASES:
             raise ValueError(f"phase: expected one of {', '.join(PHASES)}, got {self.phase!r}")
 
@@ -60,34 +66,44 @@ def downloaded(state: UpdateState) -> UpdateState:
     return _step(state, OFFERED, DOWNLOADED)
 
 
-def installed(state: UpdateState, slot: str) -> UpdateState:
-    """The bundle is in a slot, which the next boot tries."""
-    return replace(_step(state, DOWNLOADED, INSTALLED), slot=slot)
+def installed(state: UpdateState, slot: str, boot: str) -> UpdateState:
+    """The bundle is in a slot, which the boot after this one tries."""
+    return replace(_step(state, DOWNLOADED, INSTALLED), slot=slot, boot=boot)
 
 
 def failed(state: UpdateState, reason: str) -> UpdateState:
-    """It ended before anything was to boot."""
+    """It ended before anything was to boot.
+
+    Raises:
+        FirmwareError: it has booted, or has ended already.
+    """
+    if state.phase not in (OFFERED, DOWNLOADED, INSTALLED):
+        raise FirmwareError(f"an update that is {state.phase} cannot become {FAILED}")
     return replace(state, phase=FAILED, reason=reason[:MAX_REASON])
 
 
-def on_boot(state: UpdateState | None, running: str, slot: str, reason: str) -> UpdateState | None:
-    """A system has booted.
+def on_boot(state: UpdateState | None, running: str, slot: str, boot: str, reason: str) -> UpdateState | None:
+    """A system has booted; called again in the same boot, it changes nothing.
 
     Args:
         state: of the last update.
         running: version that runs now.
         slot: that it runs from.
-        reason: why the version before it gave up, as far as it could write that down.
+        boot: identifies this boot.
+        reason: why the version of the update gave up, as far as it could write that down.
     """
-    if state is None or state.phase not in (INSTALLED, BOOTED):
+    if state is None or state.phase not in (INSTALLED, BOOTED, HEALTHY):
         return state
     if (running, slot) == (state.version, state.slot):
-        return replace(state, phase=BOOTED)
-    return replace(
-        state,
-        phase=ROLLED_BACK,
-        reason=(reason or "it did not boot, or its installation was cut short")[:MAX_REASON],
+        return state if state.phase == HEALTHY else replace(state, phase=BOOTED)
+    if state.phase == INSTALLED and boot == state.boot:
+        return state
+    guess = (
+        "it was healthy once, but the other slot runs now"
+        if state.phase == HEALTHY
+        else "it did not boot, or its installation was cut short"
     )
+    return replace(state, phase=ROLLED_BACK, reason=(reason or guess)[:MAX_REASON])
 
 
 def on_healthy(state: UpdateState | None, running: str, slot: str) -> UpdateState | None:
