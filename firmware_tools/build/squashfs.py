@@ -28,7 +28,7 @@ def pack(tree: Path, output: Path, moment: int) -> None:
         raise FirmwareError("mksquashfs is not installed; on Debian: apt install squashfs-tools")
     command = [
         *("mksquashfs", "-", str(output), "-tar", "-noappend", "-quiet", "-no-progress"),
-        *("-comp", COMPRESSION, "-b", BLOCK, "-processors", "2", "-no-xattrs"),
+        *("-comp", COMPRESSION, "-b", BLOCK, "-processors", "2", "-no-xattrs", "-root-mode", "755"),
         *("-all-time", str(moment), "-mkfs-time", str(moment)),
     ]
     with tree.open("rb") as file:
