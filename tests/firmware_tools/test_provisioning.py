@@ -229,7 +229,7 @@ def test_an_image_without_seed_partition_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_tool_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory() as nothing:
-        monkeypatch.setattr(programs, "_PATH", nothing)
+        monkeypatch.setattr(programs, "SEARCH_PATH", nothing)
         with pytest.raises(
             FirmwareError, match=r"mkfs\.vfat is not installed; on Debian: apt install dosfstools"
         ):
