@@ -47,8 +47,12 @@ bench: $(VENV)/installed mosquitto  ## the published figures; the real data sets
 	$(VENV)/bin/python -m benchmarks.withdrawals
 	$(VENV)/bin/python -m benchmarks.anomaly
 	$(VENV)/bin/python -m benchmarks.crash
+	$(VENV)/bin/python -m benchmarks.trust
 
-.PHONY: bench-crash bench-engines bench-flower bench-install
+.PHONY: bench-crash bench-engines bench-flower bench-install bench-trust
+bench-trust: $(VENV)/installed mosquitto  ## attacks on a secured fleet, and its enrolment through kills
+	$(VENV)/bin/python -m benchmarks.trust
+
 bench-crash: $(VENV)/installed mosquitto  ## kill -9 at 200 moments: is an update lost, or counted twice?
 	$(VENV)/bin/python -m benchmarks.crash
 

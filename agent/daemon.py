@@ -32,8 +32,10 @@ def run(config: AgentConfig) -> None:
     stopping = stop_on_signals()
     try:
         identity, keyring = _who(config, store)
-        if not config.enrolment.port or _enrolled(config, identity, keyring, stopping):
+        while not config.enrolment.port or _enrolled(config, identity, keyring, stopping):
             _take_part(config, store, identity, keyring, stopping)
+            if stopping.is_set() or not config.enrolment.port:
+                break
     finally:
         store.close()
 

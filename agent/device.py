@@ -121,8 +121,10 @@ class DeviceAgent:
         if self._state.package:
             self._open_package(store.policy())
 
-    finished = False
-    """It goes on until it is stopped."""
+    @property
+    def finished(self) -> bool:
+        """Whether the device has to enrol again before it can go on; else it does until it is stopped."""
+        return self._config.enrolment.port > 0 and self._renewal.ended
 
     @property
     def subscriptions(self) -> list[str]:

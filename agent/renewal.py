@@ -47,6 +47,11 @@ class Renewal:
             return
         self._voice.say("renew", request)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the certificate is over: no broker takes it any more."""
+        return self._validity is not None and self._now() > self._validity.not_after
+
     def receive(self, response: CertificateResponse) -> None:
         """Take the server's answer; the next connection uses the new certificate."""
         try:

@@ -20,6 +20,8 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 PATIENCE_SECONDS = 30.0
 """Longer than any answer takes; nothing here waits for it to pass."""
+KEPT_SECONDS = 600
+"""How long the broker keeps a session that is to be kept."""
 
 
 class AttackError(Exception):
@@ -108,8 +110,15 @@ class Client:
         self._client.on_subscribe = self._on_subscribe
         self._client.on_message = self._on_message
 
-    def connect(self, *, clean_start: bool = True, expiry_seconds: int = 0) -> Attempt:
-        """Try to connect."""
+    def connect(self, *, clean_start: bool = True, expiry_seconds: int | None = None) -> Attempt:
+        """Try to connect.
+
+        Args:
+            clean_start: whether the broker forgets the session before.
+            expiry_seconds: how long it keeps this one; by default, as the programs do, not at all after a
+                clean start and for a while otherwise. The other combinations have crashed mosquitto.
+        """
+        expiry_seconds = (0 if clean_start else KEPT_SECONDS) if expiry_seconds is None else expiry_seconds
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = expiry_seconds
         with warnings.catch_warnings():

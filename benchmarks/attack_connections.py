@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from benchmarks.attack_book import NOTHING, Attacks, Finding, Trace
 from benchmarks.attack_client import AttackError, Client, Identity
-from benchmarks.attack_stage import Stage, clock
+from benchmarks.attack_parties import clock
+from benchmarks.attack_stage import Stage
 from runtime.broker import BrokerConfig
 from runtime.link import Disconnected, Link
 from server import broker_config, certificates, incidents
@@ -23,7 +24,7 @@ FORGED = b"forged by mallory"
 
 @CONNECTIONS.add("publish as another device", "own certificate, every topic of a victim, all/ and srv/")
 def _publish_as_another(stage: Stage) -> Finding:
-    mark, topics = stage.mark(), stage.topics
+    mark, topics = stage.logs.mark(), stage.topics
     wanted = [topics.up("pump-1", kind) for kind in ("state", "update", "report", "get", "renew")]
     wanted += [topics.down("pump-1", "receipt"), topics.all("release"), topics.server_state()]
     with stage.connected("mallory") as mallory:
@@ -33,7 +34,7 @@ def _publish_as_another(stage: Stage) -> Finding:
         own = mallory.publish(topics.up("mallory", "state"), stage.state("mallory"))
     control = _expect(own == "Success", "mallory heard under its own name") + ", " + stage.honest_word()
     heard = FORGED in {message.payload for message in stage.hand.heard}
-    trace = stage.broker_noticed(mark, incidents.DENIED, device="mallory")
+    trace = stage.logs.broker(mark, incidents.DENIED, device="mallory")
     return Finding(
         heard or set(answers) != {"Not authorized"}, control, trace, f"{len(answers)} publications"
     )
@@ -41,14 +42,14 @@ def _publish_as_another(stage: Stage) -> Finding:
 
 @CONNECTIONS.add("leave a last will on another device's topic", "own certificate, will on the victim's state")
 def _foreign_will(stage: Stage) -> Finding:
-    mark, topic = stage.mark(), stage.topics.up("pump-1", "state")
+    mark, topic = stage.logs.mark(), stage.topics.up("pump-1", "state")
     with stage.connected("mallory", will=(topic, FORGED)) as mallory:
         mallory.close(with_will=True)
     own, will = stage.topics.up("mallory", "state"), stage.state("mallory")
     with stage.connected("mallory", will=(own, will)) as mallory:
         mallory.close(with_will=True)
     stage.hand.wait_for(own, will)
-    trace = stage.broker_noticed(mark, incidents.DENIED, device="mallory")
+    trace = stage.logs.broker(mark, incidents.DENIED, device="mallory")
     return Finding(FORGED in stage.hand.payloads(topic), "a will on the own topic was heard", trace)
 
 
@@ -57,7 +58,7 @@ def _live_session(stage: Stage) -> Finding:
     topic = stage.topics.down("honest", "receipt")
     with stage.connected("honest") as honest:
         honest.listen(topic)
-        mark = stage.mark()
+        mark = stage.logs.mark()
         with stage.client(stage.identity("mallory"), "honest") as mallory:
             mallory.connect(clean_start=False)
             mallory.listen(topic)
@@ -65,7 +66,7 @@ def _live_session(stage: Stage) -> Finding:
             stage.hand.publish(topic, b"for honest alone")
             honest.wait(lambda: honest.disconnected or honest.payloads(topic), "its message or its end")
             got = bool(honest.disconnected or mallory.heard) or answer == "Success"
-    trace = stage.broker_noticed(mark, incidents.DENIED, incidents.SUBSCRIPTION, device="mallory")
+    trace = stage.logs.broker(mark, incidents.DENIED, incidents.SUBSCRIPTION, device="mallory")
     return Finding(got, "the victim stayed connected and heard its message", trace)
 
 
@@ -73,23 +74,23 @@ def _live_session(stage: Stage) -> Finding:
 def _sleeping_session(stage: Stage) -> Finding:
     topic, identity = stage.topics.down("honest", "receipt"), stage.identity("honest")
     with stage.client(identity, "honest") as sleeper:
-        sleeper.connect(clean_start=False, expiry_seconds=600)
+        sleeper.connect(clean_start=False)
         sleeper.listen(topic)
     stage.hand.publish(topic, b"queued")
-    mark = stage.mark()
+    mark = stage.logs.mark()
     with (
         stage.client(stage.identity("mallory"), "honest") as insider,
         stage.client(None, "honest", stage.enrolment_port) as newcomer,
     ):
-        insider.connect(clean_start=False, expiry_seconds=600)
-        newcomer.connect(clean_start=False, expiry_seconds=600)
+        insider.connect(clean_start=False)
+        newcomer.connect(clean_start=False)
         insider.listen(topic)
         newcomer.listen(topic)
         with stage.client(identity, "honest") as awake:
             awake.connect(clean_start=False)
             awake.wait(lambda: awake.payloads(topic) or insider.heard or newcomer.heard, "the queue")
         stolen = insider.heard + newcomer.heard
-    trace = stage.broker_noticed(mark, incidents.SUBSCRIPTION, device="mallory")
+    trace = stage.logs.broker(mark, incidents.SUBSCRIPTION, device="mallory")
     return Finding(bool(stolen), "the victim found its queue", trace)
 
 
@@ -98,7 +99,7 @@ def _subscription(what: str, *filters: str) -> None:
 
     @CONNECTIONS.add(f"subscribe to {what}", f"own certificate, filters {shown}")
     def play(stage: Stage) -> Finding:
-        mark, prefix = stage.mark(), stage.topics.down("x", "y").removesuffix("/dn/x/y")
+        mark, prefix = stage.logs.mark(), stage.topics.down("x", "y").removesuffix("/dn/x/y")
         receipt, update = stage.topics.down("honest", "receipt"), stage.topics.up("honest", "update")
         with stage.connected("honest") as honest, stage.connected("mallory") as mallory:
             honest.listen(receipt)
@@ -114,7 +115,7 @@ def _subscription(what: str, *filters: str) -> None:
                 for heard in mallory.heard
                 if heard.topic.startswith((f"{prefix}/dn/", f"{prefix}/up/")) and heard.payload != b"own"
             ]
-        trace = stage.broker_noticed(mark, incidents.SUBSCRIPTION, device="mallory")
+        trace = stage.logs.broker(mark, incidents.SUBSCRIPTION, device="mallory")
         return Finding(bool(stolen), "the victim and mallory heard what was theirs", trace)
 
 
@@ -155,11 +156,11 @@ def _connection(
 
     @CONNECTIONS.add(f"connect with {what}", f"TLS 1.3 to {where}", nameless=what == "no certificate")
     def play(stage: Stage) -> Finding:
-        identity, mark = make(stage), stage.mark()
+        identity, mark = make(stage), stage.logs.mark()
         port = stage.service_port if service else stage.port
         with stage.client(identity, "mallory" if not service else f"mallory-{free_port()}", port) as attacker:
             attempt = attacker.connect()
-        trace = stage.broker_noticed(mark, kind)
+        trace = stage.logs.broker(mark, kind)
         return Finding(attempt.connected, stage.honest_word(), trace, attempt.reason[:80])
 
 
@@ -177,21 +178,21 @@ _connection("a claim certificate, as the server", _claim, service=True)
 
 @CONNECTIONS.add("connect without TLS", "MQTT in plain text to all three listeners", nameless=True)
 def _plaintext(stage: Stage) -> Finding:
-    mark, got = stage.mark(), []
+    mark, got = stage.logs.mark(), []
     for port in (stage.port, stage.enrolment_port, stage.service_port):
         with Client(port, "mallory") as attacker:
             got.append(attacker.connect().connected)
-    trace = stage.broker_noticed(mark, incidents.HANDSHAKE)
+    trace = stage.logs.broker(mark, incidents.HANDSHAKE)
     return Finding(any(got), stage.honest_word(), trace)
 
 
 @CONNECTIONS.add("force an old version of TLS", "TLS 1.2 with a good certificate", nameless=True)
 def _old_tls(stage: Stage) -> Finding:
-    mark = stage.mark()
+    mark = stage.logs.mark()
     identity, version = stage.identity("mallory"), ssl.TLSVersion.TLSv1_2
     with stage.client(identity, "mallory", maximum_tls=version) as attacker:
         attempt = attacker.connect()
-    return Finding(attempt.connected, stage.honest_word(), stage.broker_noticed(mark, incidents.HANDSHAKE))
+    return Finding(attempt.connected, stage.honest_word(), stage.logs.broker(mark, incidents.HANDSHAKE))
 
 
 @CONNECTIONS.add(
@@ -228,7 +229,7 @@ def _middle(stage: Stage) -> Finding:
 
 @CONNECTIONS.add("speak for others from the newcomers' door", "no certificate, a device's id, fleet's topics")
 def _from_the_door(stage: Stage) -> Finding:
-    mark, topics = stage.mark(), stage.topics
+    mark, topics = stage.logs.mark(), stage.topics
     wanted = [topics.up("honest", "state"), topics.down("honest", "receipt"), topics.all("trust")]
     wanted += [
         topics.all("release"),
@@ -244,7 +245,7 @@ def _from_the_door(stage: Stage) -> Finding:
         answer = honest.publish(topics.up("honest", "state"), stage.state("honest"))
         control = _expect(answer == "Success" and not honest.disconnected, "the device of that id stayed")
     heard = FORGED in {message.payload for message in stage.hand.heard}
-    trace = stage.newcomers_noticed(mark, incidents.DENIED, device="honest")
+    trace = stage.logs.newcomers(mark, incidents.DENIED, device="honest")
     return Finding(heard or set(answers) != {"Not authorized"}, control, trace)
 
 
@@ -265,7 +266,7 @@ def _pattern_names(stage: Stage) -> Finding:
 
 @CONNECTIONS.add("use the broker's credentials as a device", "the server's certificate, a device's topic")
 def _service_as_device(stage: Stage) -> Finding:
-    mark, topic = stage.mark(), stage.topics.up("pump-1", "update")
+    mark, topic = stage.logs.mark(), stage.topics.up("pump-1", "update")
     answers, got = [], []
     for stem, folder in (("broker-client", stage.data), ("bridge", stage.written)):
         identity = Identity(folder / f"{stem}.crt", folder / f"{stem}.key")
@@ -273,7 +274,7 @@ def _service_as_device(stage: Stage) -> Finding:
             got.append(thief.connect().connected)
             answers.append(thief.publish(topic, FORGED))
     control = _expect(all(got), "both may connect there, for their own topics")
-    trace = stage.broker_noticed(mark, incidents.DENIED, device="thief-of-broker-client")
+    trace = stage.logs.broker(mark, incidents.DENIED, device="thief-of-broker-client")
     return Finding(set(answers) != {"Not authorized"} or FORGED in stage.hand.payloads(topic), control, trace)
 
 

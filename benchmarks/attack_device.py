@@ -11,7 +11,8 @@ from agent.enrolment import Enrolment
 from agent.identity import Identity
 from benchmarks.attack_book import Attacks, Finding, Trace
 from benchmarks.attack_client import AttackError
-from benchmarks.attack_trial import DAY, DEVICE, VALIDITY, Trial
+from benchmarks.attack_trial import Trial
+from benchmarks.attack_voices import DAY, DEVICE, VALIDITY
 from protocol.messages import Release, peek
 from protocol.sealing import SealingKey
 from protocol.signing import PrivateKey

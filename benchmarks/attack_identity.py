@@ -36,7 +36,7 @@ def _refused(stage: Stage, name: str, folder: str, token: str, words: str) -> Fi
         client.publish(stage.topics.up(honest, "state"), stage.state(honest))
     changed = {k: v for k, v in _registered(stage).items() if k != honest} != before
     control = "a device with a good token got in"
-    return Finding(certified or changed, control, stage.log_noticed(name, words), answer)
+    return Finding(certified or changed, control, stage.logs.server_log(name, words), answer)
 
 
 @IDENTITY.add("guess a token", "random tokens of the right form")
@@ -66,7 +66,7 @@ def _cloned(stage: Stage) -> Finding:
 @IDENTITY.add("take the name of a service", "a token for graftwork-server-..., as if an operator made one")
 def _service_name(stage: Stage) -> Finding:
     name = server_name(stage.topics.federation)
-    key, files, mark = PrivateKey.generate(), stage.files("service"), stage.mark()
+    key, files, mark = PrivateKey.generate(), stage.files("service"), stage.logs.mark()
     stage.home("service").mkdir(exist_ok=True)
     token, nonce = stage.token(name), "nonce-of-service"
     request = EnrolmentRequest("x", key.public.raw, files.signing_request(), token)
@@ -76,7 +76,7 @@ def _service_name(stage: Stage) -> Finding:
         client.connect()
         client.listen(stage.topics.enroll(nonce, "response"))
         client.publish(topic, stage.keys.sealing[0].public.seal(sign_message(request, key, topic), topic, 0))
-        trace = stage.server_noticed(mark, "?")
+        trace = stage.logs.server(mark, "?")
         got = bool(client.heard)
     if name in trace.reason:  # the server does not know whether it is one: it stands in the text
         trace = replace(trace, device=name)
@@ -97,9 +97,9 @@ def _other_csr(stage: Stage) -> Finding:
     stolen = [str(attribute.value) for attribute in found] != ["pretender"]
     with stage.connected("pretender") as client:
         client.publish(stage.topics.up("pretender", "state"), stage.state("pretender"))
-        mark = stage.mark()
+        mark = stage.logs.mark()
         denied = client.publish(stage.topics.up("pump-1", "state"), stage.state("pretender"))
-    trace = stage.broker_noticed(mark, incidents.DENIED, device="pretender")
+    trace = stage.logs.broker(mark, incidents.DENIED, device="pretender")
     control = "it got a certificate in its own name"
     return Finding(stolen or denied == "Success", control, trace, answer)
 
@@ -121,7 +121,7 @@ def _stolen(stage: Stage) -> Finding:
     "replay a request to enrol", "recorded at the broker, on its topic and the attacker's", nameless=True
 )
 def _replayed(stage: Stage) -> Finding:
-    mark, before = stage.mark(), _registered(stage)
+    mark, before = stage.logs.mark(), _registered(stage)
     requests = [heard for heard in stage.hand.heard if heard.topic.endswith("/request")]
     last = requests[-1]
     response = last.topic.replace("/request", "/response")
@@ -136,18 +136,18 @@ def _replayed(stage: Stage) -> Finding:
         control = stage.honest_word()
         got = bool(mallory.heard)
     same = len({_certificate(payload) for payload in stage.hand.payloads(response)}) == 1
-    trace = stage.server_noticed(mark, "?")
+    trace = stage.logs.server(mark, "?")
     detail = "the same certificate again, for the same key"
     return Finding(got or not same or _registered(stage) != before, control, trace, detail)
 
 
 @IDENTITY.add("renew in another's name as a device", "own certificate, the victim's topic")
 def _renewal(stage: Stage) -> Finding:
-    mark, topic = stage.mark(), stage.topics.up("honest", "renew")
+    mark, topic = stage.logs.mark(), stage.topics.up("honest", "renew")
     request = RenewalRequest(stage.files("mallory").signing_request())
     with stage.connected("mallory") as mallory:
         answer = mallory.publish(topic, sign_message(request, stage.key("mallory"), topic))
-    trace = stage.broker_noticed(mark, incidents.DENIED, device="mallory")
+    trace = stage.logs.broker(mark, incidents.DENIED, device="mallory")
     return Finding(answer == "Success", stage.honest_word(), trace)
 
 
@@ -155,7 +155,7 @@ def _renewal(stage: Stage) -> Finding:
     "renew in another's name as the broker", "own key on the victim's topic, a replay on the own one"
 )
 def _renewal_by_broker(stage: Stage) -> Finding:
-    mark, topic = stage.mark(), stage.topics.up("honest", "renew")
+    mark, topic = stage.logs.mark(), stage.topics.up("honest", "renew")
     certificates = len(stage.store.certificates("honest"))
     forged = RenewalRequest(stage.files("mallory").signing_request())
     stage.hand.publish(topic, sign_message(forged, stage.key("mallory"), topic))
@@ -173,7 +173,7 @@ def _renewal_by_broker(stage: Stage) -> Finding:
     stage.hand.publish(topic, genuine)  # recorded, again
     stage.honest_word()
     count = len(stage.store.certificates("honest")), len(stage.store.certificates("mallory"))
-    trace = stage.server_noticed(mark, "honest", "signature")
+    trace = stage.logs.server(mark, "honest", "signature")
     return Finding(count != (certificates + 1, 1), "the device itself renews", trace)
 
 

@@ -41,14 +41,14 @@ def _said(stage: Stage, kind: str) -> list[bytes]:
 
 def _served(stage: Stage, kind: str, old: bytes, words: str, newest: bytes) -> Finding:
     """Swap a retained message for another, also before the device starts anew; then put it right."""
-    before, mark, topic = _held(stage), stage.mark(), stage.topics.all(kind)
+    before, mark, topic = _held(stage), stage.logs.mark(), stage.topics.all(kind)
     stage.hand.publish(topic, old, retain=True)
-    trace = stage.device_noticed(mark, WITNESS, words)
-    mark = stage.mark()
+    trace = stage.logs.device(mark, WITNESS, words)
+    mark = stage.logs.mark()
     session = stage.row(WITNESS)["session"]
     stage.restart(stage.programs.agents[WITNESS])
     stage.until(lambda: stage.row(WITNESS)["session"] > session, f"{WITNESS} is back")
-    again = stage.device_noticed(mark, WITNESS, words)
+    again = stage.logs.device(mark, WITNESS, words)
     after = _held(stage)
     stage.hand.publish(topic, newest, retain=True)
     detail = "refused before and after a restart" if trace.where and again.where else ""
@@ -88,13 +88,13 @@ def _forgery(kind: str, what: str, change: Callable[[Stage, bytes], Any]) -> Non
     def play(stage: Stage) -> Finding:
         newest, topic = _said(stage, kind)[-1], stage.topics.all(kind)
         forged = sign_message(change(stage, newest), stage.key("mallory"), topic)
-        before, mark = _held(stage), stage.mark()
+        before, mark = _held(stage), stage.logs.mark()
         with stage.connected("mallory") as mallory:
             answer = mallory.publish(topic, forged, retain=True)
-        if answer == "Success" or not stage.broker_noticed(mark, incidents.DENIED, device="mallory").where:
+        if answer == "Success" or not stage.logs.broker(mark, incidents.DENIED, device="mallory").where:
             return Finding(True, "", detail="a device may publish it")
         stage.hand.publish(topic, forged, retain=True)
-        trace = stage.device_noticed(mark, WITNESS, kind)
+        trace = stage.logs.device(mark, WITNESS, kind)
         after = _held(stage)
         stage.hand.publish(topic, newest, retain=True)
         return Finding(before != after, stage.honest_word(), trace)

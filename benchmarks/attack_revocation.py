@@ -52,16 +52,16 @@ def _live(stage: Stage) -> Finding:
 
 @REVOCATION.add("connect with a revoked certificate", "again and again, also with its old session")
 def _again(stage: Stage) -> Finding:
-    mark, got = stage.mark(), []
+    mark, got = stage.logs.mark(), []
     for clean in (True, False):
         with stage.client(stage.identity(DEVICE), DEVICE) as client:
             got.append(client.connect(clean_start=clean).connected)
-    return Finding(any(got), stage.honest_word(), stage.broker_noticed(mark, incidents.CERTIFICATE_REFUSED))
+    return Finding(any(got), stage.honest_word(), stage.logs.broker(mark, incidents.CERTIFICATE_REFUSED))
 
 
 @REVOCATION.add("speak after revocation", "update and state by its own key, sealed, with the broker's help")
 def _later_updates(stage: Stage) -> Finding:
-    mark, topic = stage.mark(), stage.topics.up(DEVICE, "update")
+    mark, topic = stage.logs.mark(), stage.topics.up(DEVICE, "update")
     other = MACHINES[1]
     found = verify_message(
         Update, stage.updates(2)[other], stage.key(other).public, stage.topics.up(other, "update")
@@ -71,13 +71,13 @@ def _later_updates(stage: Stage) -> Finding:
     stage.hand.publish(stage.topics.up(DEVICE, "state"), stage.state(DEVICE))
     session, control = stage.row(DEVICE)["session"], stage.honest_word()
     heard = DEVICE in stage.updates(found.round) or stage.row(DEVICE)["session"] != session
-    trace = stage.server_noticed(mark, DEVICE, "revoked")
+    trace = stage.logs.server(mark, DEVICE, "revoked")
     return Finding(heard or not trace.where, control, trace)
 
 
 @REVOCATION.add("enrol again with a revoked key", "a new token, the same key")
 def _enrol_again(stage: Stage) -> Finding:
     answer = stage.enrol(DEVICE)
-    trace = stage.log_noticed(DEVICE, "revoked")
+    trace = stage.logs.server_log(DEVICE, "revoked")
     status = stage.row(DEVICE)["status"]
     return Finding(not answer or status != "revoked", stage.honest_word(), trace, answer)

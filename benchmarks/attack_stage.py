@@ -11,41 +11,27 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
-from agent.config import CERTIFICATE_FILE, KEY_FILE
-from agent.identity import Identity as DeviceFiles
-from benchmarks.attack_book import NOTHING, Trace
-from benchmarks.attack_client import PATIENCE_SECONDS, AttackError, Attempt, Client, Identity
-from benchmarks.enrolling import enrol
+from benchmarks.attack_client import PATIENCE_SECONDS, AttackError, Client
+from benchmarks.attack_logs import Logs
+from benchmarks.attack_parties import Parties, clock
 from protocol.charter import TrainingPolicy
 from protocol.errors import ProtocolError
-from protocol.messages import DeviceState, sign_message
 from protocol.sealing import unseal
 from protocol.signing import PrivateKey
-from protocol.topics import Topics
-from runtime.keys import load_or_make, read
-from server.authority import DIRECTORY, Authority
+from runtime.keys import load_or_make
 from server.broker import BrokerSupervisor, free_port
-from server.broker_settings import BROKER, authority_file
-from server.incidents import parse
+from server.broker_settings import BROKER
 from server.keys import SIGNING_FILE, ServerKeys
 from simulation import vibration
 from simulation.experiment import SERVER_CONFIG, Settings, prepare, write_configurations
 from simulation.machines import machines
 from simulation.processes import Federation
-from simulation.secure import ROOT_FILE, secure
+from simulation.secure import secure
 
 MACHINES = ("pump-1", "fan-1", "gearbox-1")
 PACKAGE = Path(str(resources.files("simulation"))) / "demo" / "vibration.zip"
@@ -54,28 +40,12 @@ BACK_DOOR = """
 listener {port} 127.0.0.1
 allow_anonymous true
 """
-NEWCOMERS_LOG = "enrolment.log"
 ROUNDS = 2
 LATE = "late"
 """A device that never comes: while it is registered, no round opens."""
-NOTICE_SECONDS = 1.0
-"""How long to look for an entry in a log."""
 
 
-def clock() -> float:
-    """Unix seconds."""
-    return time.time()  # noqa: TID251 - certificates are checked by the clocks of all programs
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A moment in all logs."""
-
-    lengths: dict[Path, int]
-    refusal: int
-
-
-class Stage:
+class Stage(Parties):
     """The federation; use as a context manager."""
 
     def __init__(self, directory: Path) -> None:
@@ -92,30 +62,18 @@ class Stage:
             server={"round": {"minimum_devices": len(MACHINES)}},
         )
         self.experiment = prepare(directory / "run", fleet, settings)
-        self.data = self.experiment.server_directory / "data"
-        secured = secure(self.experiment, load_or_make(self.data / SIGNING_FILE).public)
+        key = load_or_make(self.experiment.server_directory / "data" / SIGNING_FILE)
+        secured = secure(self.experiment, key.public)
         write_configurations(
             self.experiment, 0, "auto", server_changes=secured.server, device_changes=secured.device
         )
-        self.topics = Topics(self.experiment.federation)
-        self.written = (self.experiment.directory / "broker").resolve()
-        self.port = int(secured.device["broker"]["port"])
-        self.enrolment_port = int(secured.device["enrolment"]["port"])
-        self.service_port = int(secured.server["broker"]["port"])
+        self.programs = Federation(self.experiment, verbose=True)
+        super().__init__(directory, self.experiment, secured, self.programs)
         self.back_door = free_port()
         with (self.written / BROKER).open("a", encoding="utf-8") as file:
             file.write(BACK_DOOR.format(port=self.back_door))
         self.broker = BrokerSupervisor(self.written, configuration=self.written)
-        self.trusted = self.written / authority_file("services")
-        self.authority = Authority.open(self.data / DIRECTORY)
-        self.foreign = Authority.create(directory / "foreign", self.experiment.federation, clock())
-        self.programs = Federation(self.experiment, verbose=True)
-        self.store = self.programs.store
-        self.root = (self.experiment.participants[0].directory / ROOT_FILE).read_bytes()
-        self.homes = {p.device.id: p.directory for p in self.experiment.participants}
-        self._identities = directory / "identities"
-        self._identities.mkdir()
-        self._sessions: dict[str, int] = {}
+        self.logs = Logs(self.experiment, self.store, self.programs.server, self.broker.log_file)
         self._phase = 0
         self.revocation_seconds: list[float] = []
         """From the operator's command to the end of each session."""
@@ -143,129 +101,9 @@ class Stage:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    # Parties
-
-    def token(self, name: str, *, replacing: bool = False) -> str:
-        """A one-time token, as an operator makes it."""
-        return self.store.make_tokens([name], clock() + 3600, clock(), replace=replacing)[name]
-
-    def enrol(self, name: str, token: str | None = None, folder: str = "") -> str:
-        """Enrol a device as its agent does; what the server said if it refused, else empty.
-
-        Args:
-            name: of the device.
-            token: None: one is made.
-            folder: of its files; the name by default.
-        """
-        return enrol(
-            self._identities / (folder or name),
-            name,
-            self.token(name) if token is None else token,
-            federation=self.experiment.federation,
-            port=self.enrolment_port,
-            trusted=self.trusted,
-            root=self.root,
-        )
-
-    def home(self, name: str) -> Path:
-        """Folder of a device's identity."""
-        return self.homes[name] / "state" if name in self.homes else self._identities / name
-
-    def key(self, name: str) -> PrivateKey:
-        """What a device signs with."""
-        return read(self.home(name) / KEY_FILE)
-
-    def identity(self, name: str) -> Identity:
-        """Certificate and TLS key of a device that enrolled."""
-        path = self.home(name) / CERTIFICATE_FILE
-        return Identity(path, path)
-
-    def files(self, name: str) -> DeviceFiles:
-        """The files of a device, made where they are missing."""
-        return DeviceFiles(self.home(name), name)
-
-    def issue(self, name: str, *, at: float = 0.0, days: int = 30, foreign: bool = False) -> Identity:
-        """A certificate for a device, `at` seconds from now; the server knows nothing of it."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-        request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, SHA256())
-        authority = self.foreign if foreign else self.authority
-        issued = authority.issue_device(request.public_bytes(Encoding.DER), name, clock() + at, days=days)
-        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        return self.keep(name, issued.certificate, pem)
-
-    def keep(self, name: str, certificate: bytes, key: bytes) -> Identity:
-        """Write a certificate and its key into files of their own."""
-        stem = f"{len(list(self._identities.iterdir()))}-{name}"
-        identity = Identity(self._identities / f"{stem}.crt", self._identities / f"{stem}.key")
-        identity.certificate.write_bytes(certificate)
-        identity.key.write_bytes(key)
-        return identity
-
-    def client(
-        self, identity: Identity | None, client_id: str, port: int | None = None, **choices: Any
-    ) -> Client:
-        """A client with TLS that has yet to connect, by default to the listener for devices."""
-        choices = {"trusted": self.trusted, **choices}
-        return Client(port or self.port, client_id, identity=identity, **choices)
-
-    @contextlib.contextmanager
-    def connected(self, name: str, *, clean_start: bool = True, **choices: Any) -> Iterator[Client]:
-        """A device that enrolled, connected.
-
-        Raises:
-            AttackError: it does not get in.
-        """
-        with self.client(self.identity(name), name, **choices) as client:
-            attempt = client.connect(clean_start=clean_start)
-            if attempt != Attempt(True, "Success"):
-                raise AttackError(f"{name} does not get in: {attempt.reason}")
-            yield client
-
-    def state(self, name: str) -> bytes:
-        """A signed state of a device that is not there to train."""
-        session = self._sessions[name] = self._sessions.get(name, int(clock() * 1000)) + 1
-        key = self.key(name)
-        return sign_message(DeviceState(False, session, key.public.raw), key, self.topics.up(name, "state"))
-
-    def honest_word(self) -> str:
-        """The control: an honest device connects, says something, and the server takes it.
-
-        Raises:
-            AttackError: it does not work.
-        """
-        word = self.state("honest")
-        with self.connected("honest") as honest:
-            answer = honest.publish(self.topics.up("honest", "state"), word)
-        if answer != "Success":
-            raise AttackError(f"an honest device may not say its state: {answer}")
-        wanted = self._sessions["honest"]
-        self.until(lambda: self.row("honest")["session"] == wanted, "the server takes an honest word")
-        return "honest device heard"
-
-    # What the server holds, and the programs
-
-    def row(self, name: str) -> dict[str, Any]:
-        """What the server knows of a device; empty: it is not registered."""
-        return next((row for row in self.store.devices() if row["id"] == name), {})
-
     def updates(self, number: int) -> dict[str, bytes]:
         """Envelope of each update that is counted in a round."""
         return {device: envelope for device, envelope, *_ in self.store.journalled_updates(number)}
-
-    def until(self, condition: Callable[[], Any], what: str) -> Any:
-        """Wait for something and return it.
-
-        Raises:
-            AttackError: it does not come.
-        """
-        deadline = time.monotonic() + 2 * PATIENCE_SECONDS
-        while time.monotonic() < deadline:
-            found = condition()
-            if found:
-                return found
-            time.sleep(0.02)
-        raise AttackError(f"waited in vain: {what}; the server says: {self.programs.server.last_words(3)}")
 
     def reach(self, phase: int) -> None:
         """Go on to a phase: 1 and 2, all but the first machine are counted in that open round; 3, the end."""
@@ -347,99 +185,6 @@ class Stage:
             text=True,
         )
 
-    # Logs
-
-    def mark(self) -> Mark:
-        """Now, in all logs."""
-        files = [
-            self.log,
-            self.written / NEWCOMERS_LOG,
-            *(home / "agent.log" for home in self.homes.values()),
-        ]
-        newest = self.store.refusals()[:1]
-        return Mark(
-            {path: path.stat().st_size if path.exists() else 0 for path in files},
-            newest[0]["id"] if newest else 0,
-        )
-
-    @property
-    def log(self) -> Path:
-        """Of the broker for devices."""
-        return self.broker.log_file
-
-    def broker_noticed(self, mark: Mark, *kinds: str, device: str = "") -> Trace:
-        """What the broker's log says of an attack since a mark.
-
-        Args:
-            mark: from before.
-            kinds: of incidents (server/incidents.py) that would say it.
-            device: whom it has to name; empty: nobody.
-        """
-        return self._incident(self.log, mark, kinds, device)
-
-    def newcomers_noticed(self, mark: Mark, *kinds: str, device: str = "") -> Trace:
-        """The same of the broker for newcomers."""
-        return self._incident(self.written / NEWCOMERS_LOG, mark, kinds, device)
-
-    def _incident(self, log: Path, mark: Mark, kinds: tuple[str, ...], device: str) -> Trace:
-        def look() -> Trace | None:
-            for line in self._new_text(log, mark).splitlines():
-                incident = parse(line, self.topics.federation)
-                if incident and incident.kind in kinds and incident.device == device:
-                    return Trace("broker", incident.device, incident.kind)
-            return None
-
-        return _soon(look)
-
-    def server_noticed(self, mark: Mark, device: str, words: str = "") -> Trace:
-        """What the server's list of refusals says of an attack since a mark."""
-
-        def look() -> Trace | None:
-            for row in self.store.refusals():
-                if row["id"] > mark.refusal and row["device"] == device and words in row["reason"]:
-                    return Trace("server", device if device != "?" else "", row["reason"])
-            return None
-
-        return _soon(look)
-
-    def log_noticed(self, device: str, words: str) -> Trace:
-        """What the server's log says of a device."""
-
-        def look() -> Trace | None:
-            for line in reversed(self.programs.server.last_words(60).splitlines()):
-                _, found, rest = line.partition(f"device={device} ")
-                if found and words in rest:
-                    return Trace("server", device, rest)
-            return None
-
-        return _soon(look)
-
-    def device_noticed(self, mark: Mark, device: str, words: str) -> Trace:
-        """What a machine's log says since a mark."""
-
-        def look() -> Trace | None:
-            for line in self._new_text(self.homes[device] / "agent.log", mark).splitlines():
-                if "dropped a message" in line and words in line:
-                    return Trace("device", device, line.split("dropped a message", 1)[1].strip())
-            return None
-
-        return _soon(look)
-
-    def _new_text(self, path: Path, mark: Mark) -> str:
-        with path.open("rb") as file:
-            file.seek(mark.lengths[path])
-            return file.read().decode("utf-8", "replace")
-
     def _let_go(self) -> None:
         for name in MACHINES:
             self.let_go(name)
-
-
-def _soon(look: Callable[[], Trace | None]) -> Trace:
-    """The first trace that is found within a while."""
-    deadline, pause = time.monotonic() + NOTICE_SECONDS, threading.Event()
-    while True:
-        found = look()
-        if found or time.monotonic() > deadline:
-            return found or NOTHING
-        pause.wait(0.02)

@@ -49,20 +49,20 @@ def _inject(stage: Stage, device: str, payloads: Iterable[bytes]) -> str:
 
 def _offered(stage: Stage, device: str, payloads: list[bytes], words: str = "") -> Finding:
     """Inject something for `device`, which must leave what is counted as it is."""
-    before, mark = (stage.updates(1), stage.updates(2)), stage.mark()
+    before, mark = (stage.updates(1), stage.updates(2)), stage.logs.mark()
     control = _inject(stage, device, payloads)
     changed = (stage.updates(1), stage.updates(2)) != before
-    return Finding(changed, control, stage.server_noticed(mark, device, words), f"{len(payloads)} tried")
+    return Finding(changed, control, stage.logs.server(mark, device, words), f"{len(payloads)} tried")
 
 
 @UPDATES.add("forge an update as a device", "own key and certificate, the victim's topic")
 def _forge_as_device(stage: Stage) -> Finding:
     stage.reach(1)
-    mark, forged = stage.mark(), _seal(stage, VICTIM, _envelope(stage, VICTIM, stage.key("mallory")))
+    mark, forged = stage.logs.mark(), _seal(stage, VICTIM, _envelope(stage, VICTIM, stage.key("mallory")))
     with stage.connected("mallory") as mallory:
         answer = mallory.publish(_topic(stage, VICTIM), forged)
     control = stage.honest_word()
-    trace = stage.broker_noticed(mark, incidents.DENIED, device="mallory")
+    trace = stage.logs.broker(mark, incidents.DENIED, device="mallory")
     return Finding(answer == "Success" or VICTIM in stage.updates(1), control, trace)
 
 
@@ -115,11 +115,11 @@ def _flipped(stage: Stage) -> Finding:
 @UPDATES.add("swap two devices' updates", "each on the other's topic, and both on a third one's")
 def _swapped(stage: Stage) -> Finding:
     first, second = stage.sealed(COUNTED, 1), stage.sealed(OTHER, 1)
-    before, mark = stage.updates(1), stage.mark()
+    before, mark = stage.updates(1), stage.logs.mark()
     for device, payload in ((COUNTED, second), (OTHER, first), (VICTIM, first), (VICTIM, second)):
         stage.hand.publish(_topic(stage, device), payload)
     control = stage.honest_word()
-    return Finding(stage.updates(1) != before, control, stage.server_noticed(mark, COUNTED))
+    return Finding(stage.updates(1) != before, control, stage.logs.server(mark, COUNTED))
 
 
 @UPDATES.add("replay an update in its round", "the same bytes three times")
@@ -153,12 +153,12 @@ def _read(stage: Stage) -> Finding:
 @UPDATES.add("offer an update of round 1 in round 2", "as it is")
 def _later_round(stage: Stage) -> Finding:
     stage.reach(2)
-    before, mark = (stage.updates(1), stage.updates(2)), stage.mark()
+    before, mark = (stage.updates(1), stage.updates(2)), stage.logs.mark()
     control = ""
     for device in MACHINES:
         control = _inject(stage, device, [stage.sealed(device, 1)])
     changed = (stage.updates(1), stage.updates(2)) != before
-    return Finding(changed, control, stage.server_noticed(mark, VICTIM))
+    return Finding(changed, control, stage.logs.server(mark, VICTIM))
 
 
 @UPDATES.add("call an update of round 1 one of round 2", "the round in its header changed")
@@ -176,12 +176,12 @@ def _resealed(stage: Stage) -> Finding:
 def _after_restart(stage: Stage) -> Finding:
     before = (stage.updates(1), stage.updates(2))
     stage.restart(stage.programs.server)
-    mark = stage.mark()
+    mark = stage.logs.mark()
     for device, number in ((COUNTED, 1), (COUNTED, 2), (VICTIM, 1)):
         stage.hand.publish(_topic(stage, device), stage.sealed(device, number))
     stage.honest_word()
     changed = (stage.updates(1), stage.updates(2)) != before
-    trace = stage.server_noticed(mark, COUNTED)
+    trace = stage.logs.server(mark, COUNTED)
     stage.reach(3)
     for number in (1, 2):
         _check_journal(stage, number)

@@ -47,6 +47,7 @@ from benchmarks.attack_stage import MACHINES, PACKAGE, Stage
 from benchmarks.attack_trial import Trial
 from benchmarks.attack_updates import UPDATES
 from protocol import cbor, records
+from protocol.errors import ProtocolError
 from protocol.messages import Update, sign_message, verify_message
 from protocol.sealing import SealingKey, unseal
 from protocol.signing import PrivateKey
@@ -93,7 +94,7 @@ def play(directory: Path, note: Callable[[Result], None] = lambda _: None) -> Pl
     stage = Stage(directory / "stage")
     try:
         _play_all(stage, directory / "trial", keep)
-    except AttackError as error:
+    except (AttackError, ProtocolError) as error:
         if not any(result.finding.succeeded for result in results):
             raise
         log.error("what an attack left behind ends the table here: %s", error)

@@ -172,7 +172,8 @@ def _fill(seed: Path, target: Path, offset: int, size: int) -> None:
     if offset % 512 or size % 1024:
         raise FirmwareError(f"{target}: expected a partition of whole blocks, got {size} bytes at {offset}")
     start, blocks = f"--offset={offset // 512}", str(size // 1024)
-    run(["mkfs.vfat", "--invariant", "-n", LABEL, start, target, blocks])
+    # FAT16 by name: otherwise the size of the whole medium decides.
+    run(["mkfs.vfat", "--invariant", "-F", "16", "-s", "1", "-n", LABEL, start, target, blocks])
     names = [*seeds.parse(seeds.read_file(seed / seeds.SEED_FILE), seed).files, seeds.SEED_FILE]
     with tempfile.TemporaryDirectory(prefix="graftwork-seed-") as folder:
         copies = _dated_copies([seed / name for name in names], Path(folder))

@@ -94,7 +94,7 @@ class Announcement:
     """Signed order to go back to an older version of the package (see rollback.py); empty: it is none."""
 
     def __post_init__(self) -> None:
-        check_range("version", self.version, 1, 1 << 40)
+        check_range("version", self.version, 1, (1 << 40) - 1)
         check_times(self.issued, self.expires)
 
 
@@ -136,7 +136,7 @@ class Round:
     """Unix seconds by the server's clock; for information, the server alone closes a round."""
 
     def __post_init__(self) -> None:
-        check_range("number", self.number, 1, 1 << 40)
+        check_range("number", self.number, 1, (1 << 40) - 1)
         check_hash("package", self.package)
         check_hash("base", self.base)
         for device in self.cohort:
@@ -162,7 +162,7 @@ class Update:
     """Whose adapter in the release it is relative to (see domains.py)."""
 
     def __post_init__(self) -> None:
-        check_range("round", self.round, 1, 1 << 40)
+        check_range("round", self.round, 1, (1 << 40) - 1)
         check_range("domain", self.domain, 0, MAX_DOMAINS - 1)
         if len(self.base) != BASE_BYTES:
             raise ValueError(f"base: expected {BASE_BYTES} bytes, got {len(self.base)}")
@@ -223,7 +223,7 @@ class Release:
     """Number of the release whose adapter this is once more; -1: it withdraws none."""
 
     def __post_init__(self) -> None:
-        check_range("number", self.number, 0, 1 << 40)
+        check_range("number", self.number, 0, (1 << 40) - 1)
         check_times(self.issued, self.expires)
         check_range("domains", self.domains, 1, MAX_DOMAINS)
         check_hash("package", self.package)

@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
     try:
-        config = load(options.config)
+        # Holders of root keys have no server.
+        config = None if getattr(options, "offline", False) else load(options.config)
         status: int = options.command(options, config)
     except OSError as error:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)

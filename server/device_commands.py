@@ -32,6 +32,8 @@ COLUMNS = [
     "firmware_update",
     "public_key",
 ]
+LISTED = COLUMNS[: COLUMNS.index("agent_version")]
+"""What fits side by side into a terminal; `devices show NAME` and --json have all."""
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +83,7 @@ def run(options: argparse.Namespace, config: ServerConfig) -> int:
 
 def _list(options: argparse.Namespace, config: ServerConfig) -> int:
     with open_store(config) as store:
-        show(options, store.devices(), COLUMNS)
+        show(options, store.devices(), COLUMNS if options.json else LISTED)
     return 0
 
 

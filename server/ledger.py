@@ -149,12 +149,16 @@ class Ledger:
         row = self._database.first(sql.select(tables.packages).where(tables.packages.c.version == version))
         return PackageRecord(**row) if row else None
 
-    def open_round(self, record: RoundRecord) -> None:
-        """Note a new round."""
-        with self._database.engine.begin() as connection:
+    def open_round(self, record: RoundRecord) -> bool:
+        """Note a new round; False: an operator pushed or went back in between, and there is none."""
+        newest = sql.select(sql.func.max(tables.releases.c.number))
+        with self._database.only_writer() as connection:
+            if connection.execute(newest).scalar() != record.base_release:
+                return False
             connection.execute(
                 tables.rounds.insert().values({**asdict(record), "cohort": list(record.cohort)})
             )
+        return True
 
     def extend_round(self, number: int, deadline: float) -> None:
         """Note a later deadline."""

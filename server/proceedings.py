@@ -205,7 +205,11 @@ class Proceedings:
             staleness=asdict(self._config.staleness),
             aggregation=asdict(self._config.aggregation),
         )
-        self._store.open_round(record)
+        if not self._store.open_round(record):
+            self._load()  # anew from what holds now
+            self._publish_package()
+            self._publish_release()
+            return
         self._sum_journal(record, self._package.manifest)  # late updates came while no round was open
         log.info("opened round=%d with %d devices", action.number, len(action.cohort))
         self._publish_round()

@@ -14,6 +14,7 @@ from protocol.messages import LIMITS, ChunkRequest, DeviceState, Report, Update,
 from protocol.sealing import SealingKey, unseal
 from protocol.signing import ENVELOPE_BYTES, PublicKey
 from protocol.topics import Topics, check_device
+from server.errors import ServerError
 from server.identities import QUARANTINED, REVOKED, Identity
 from server.limits import UNKNOWN, RateLimiter
 from server.refusals import is_misbehaviour
@@ -142,7 +143,10 @@ class Reception:
             raise EncodingError(str(error)) from error
         key = PublicKey(peek(DeviceState, payload).public_key)
         verify_message(DeviceState, payload, key, topic)
-        self._store.register_device(device, key, self._now())
+        try:
+            self._store.register_device(device, key, self._now())
+        except ServerError as error:  # another program was faster
+            raise IdentityError(str(error)) from error
         identity = self._store.identity(device)
         if identity is None:
             raise IdentityError("the device is not registered")

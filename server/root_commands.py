@@ -34,6 +34,7 @@ def add_root_commands(parser: argparse.ArgumentParser) -> None:
 
     keygen = add("keygen", _keygen, "make a root key; its holder keeps the file offline")
     keygen.add_argument("file", type=Path)
+    keygen.set_defaults(offline=True)
     new = add("draft", _draft, "write the next version of the root, for the holders to sign")
     new.add_argument("file", type=Path, help="file to write")
     new.add_argument("--root-key", action="append", metavar="HEX", help="public key of a holder (repeat)")
@@ -45,6 +46,7 @@ def add_root_commands(parser: argparse.ArgumentParser) -> None:
     sign = add("sign", _sign, "add a holder's signature to a draft")
     sign.add_argument("file", type=Path)
     sign.add_argument("--key", type=Path, required=True, help="file of the holder's root key")
+    sign.set_defaults(offline=True)
     install = add("install", _install, "make a signed draft the root that holds")
     install.add_argument("file", type=Path)
     export = add("export", _export, "write the first version of the root, which devices are given")

@@ -49,7 +49,7 @@ EXAMPLES: dict[type, Any] = {
     TrainingPolicy: TrainingPolicy(
         "adamw", 0.25, 0.5, 0.75, 5, True, 4.0, 2.0, 4096, 0.5, 2, 0.5, 3, {"head": 0.0}, 0.5, ("anomaly",), 8
     ),
-    DeviceState: DeviceState(True, 5, A, "0.1", B, 3, 7),
+    DeviceState: DeviceState(True, 5, A, "0.1", B, 3, 7, firmware="rauc 1", firmware_update="running"),
     Announcement: Announcement(
         2,
         "n",
@@ -98,7 +98,8 @@ GOLDEN = {
     "DeviceState": (
         "aa01f5020503582061616161616161616161616161616161616161616161616161616161616161610463302e31"
         "05582062626262626262626262626262626262626262626262626262626262626262620603070708"
-        "6009600a60"
+        "60"
+        "09667261756320310a6772756e6e696e67"
     ),
     "Announcement": (
         "ab010202616e03a401582061616161616161616161616161616161616161616161616161616161616161610205"

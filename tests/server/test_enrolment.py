@@ -215,7 +215,9 @@ def test_a_running_server_answers_on_the_newcomers_topic(
         for payload in federation.wire.take(response)
     ]
     assert [answer.status for answer in answers] == ["refused", "issued"]
-    assert [row["device"] for row in federation.store.refusals()] == ["?", "?"]
+    refusals = [(row["device"], row["reason"]) for row in federation.store.refusals()]
+    assert [device for device, _ in refusals] == ["pump-1", "?", "?"]  # newest first
+    assert "the token is not one of this federation" in refusals[0][1]
     # Renewed over the connection of the certificate:
     topic = TOPICS.up("pump-1", "renew")
     federation.coordinator.handle(topic, sign_message(RenewalRequest(csr), KEY, topic))

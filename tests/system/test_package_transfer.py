@@ -16,16 +16,24 @@ import pytest
 from agent.config import AgentConfig, SourceConfig
 from agent.device import DeviceAgent
 from agent.installation import Installation
+from agent.keyring import Keyring
 from agent.store import Store as AgentStore
 from protocol.artifacts import describe
 from runtime.broker import BrokerConfig
 from runtime.link import Connected, Link, Received
-from server import coordinator as server_coordinator
+from server import proceedings
 from server.broker import BrokerSupervisor
 from server.config import ServerConfig
 from server.coordinator import Coordinator
 from server.store import Store as ServerStore
-from tests.builders import PARAMETERS, LogisticEngine, private_key, tiny_package
+from tests.builders import (
+    PARAMETERS,
+    LogisticEngine,
+    identity_of,
+    private_key,
+    server_keys,
+    tiny_package,
+)
 from tests.system.plant import PATIENCE_SECONDS, needs_mosquitto
 
 pytestmark = [pytest.mark.system, needs_mosquitto]
@@ -53,7 +61,7 @@ class Site:
             adapter = np.zeros(PARAMETERS, np.float32)
             store.add_package(PACKAGE, hashlib.sha256(PACKAGE).digest(), "tiny", adapter, 1.0)
         config = ServerConfig("pumps", str(self.directory / "server"), broker=self.broker)
-        with self._linked(partial(Coordinator, config, store, key), "server", store) as both:
+        with self._linked(partial(Coordinator, config, store, server_keys(key)), "server", store) as both:
             yield both
 
     @contextmanager
@@ -69,7 +77,9 @@ class Site:
             str(folder),
         )
         agent = partial(
-            DeviceAgent, replace(config, broker=self.broker), store, private_key(1),
+            DeviceAgent, replace(config, broker=self.broker), store,
+            identity=identity_of(folder, "pump-1", private_key(1)),
+            keyring=Keyring(store, config.federation, time.time, server_key=config.server_key),  # noqa: TID251
             make_engine=lambda *_: LogisticEngine(),
         )  # fmt: skip
         with self._linked(agent, "pump-1", store) as both:
@@ -123,7 +133,7 @@ def broker(tmp_path: Path) -> Iterator[BrokerSupervisor]:
 
 @pytest.fixture
 def site(tmp_path: Path, broker: BrokerSupervisor, monkeypatch: pytest.MonkeyPatch) -> Site:
-    monkeypatch.setattr(server_coordinator, "describe", lambda data: describe(data, CHUNK_BYTES))
+    monkeypatch.setattr(proceedings, "describe", lambda data: describe(data, CHUNK_BYTES))
     return Site(tmp_path, broker.port)
 
 
