@@ -26,7 +26,7 @@ from firmware_tools.programs import SEARCH_PATH
 
 _MODULES = (
     "memdisk tar part_gpt fat normal linux search search_fs_uuid loadenv test echo serial terminal "
-    "configfile squash4 gzio hashsum gcry_sha256 true halt reboot regexp efi_gop all_video"
+    "configfile squash4 gzio hashsum gcry_sha256 true halt reboot sleep regexp efi_gop all_video"
 )
 _BLOCK = 4 * MIB
 

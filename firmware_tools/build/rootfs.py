@@ -46,7 +46,9 @@ ENABLED = ("graftwork-seed", "graftwork-agent", "graftwork-health", "systemd-net
 MASKED = (
     "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
     "e2scrub_reap.service", "fstrim.timer", "systemd-networkd-wait-online.service",
-    "systemd-firstboot.service",
+    "systemd-firstboot.service", "systemd-binfmt.service", "proc-sys-fs-binfmt_misc.automount",
+    "sys-kernel-config.mount", "sys-fs-fuse-connections.mount", "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
 )  # fmt: skip
 AUTOLOGIN = (
     b"[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200 - $TERM\n"
