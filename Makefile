@@ -40,6 +40,10 @@ firmware-tools:
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(FIRMWARE_TOOLS) > /dev/null; } || \
 	$(VENV)/bin/graftwork-firmware doctor
 
+.PHONY: test-firmware
+test-firmware: $(VENV)/installed mosquitto firmware-tools  ## boots device images: a whole life with updates, refusals, power cuts
+	GRAFTWORK_BOOT=1 $(VENV)/bin/python -m pytest tests/boot
+
 test: $(VENV)/installed mosquitto postgresql  ## every test
 	$(VENV)/bin/python -m pytest
 
