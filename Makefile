@@ -7,8 +7,8 @@ INPUTS ?= 1000000
 LABELS ?=
 DATA ?=
 RUN ?= runs/demo
-FIRMWARE_TOOLS = mmdebstrap uidmap squashfs-tools dosfstools mtools fdisk grub-efi-amd64-bin grub-common rauc \
-	bmap-tools qemu-system-x86 ovmf mosquitto
+SMALL_IMAGE_TOOLS = squashfs-tools dosfstools mtools fdisk grub-efi-amd64-bin grub-common rauc bmap-tools
+FIRMWARE_TOOLS = $(SMALL_IMAGE_TOOLS) mmdebstrap uidmap qemu-system-x86 ovmf mosquitto
 
 # The demo's environment has no torch, like a device; the other one has everything.
 DEMO_VENV = .venv-demo
@@ -44,7 +44,7 @@ firmware-tools:
 test-firmware: $(VENV)/installed mosquitto firmware-tools  ## boots device images: a whole life with updates, refusals, power cuts
 	GRAFTWORK_BOOT=1 $(VENV)/bin/python -m pytest tests/boot
 
-test: $(VENV)/installed mosquitto postgresql  ## every test
+test: $(VENV)/installed mosquitto postgresql small-image-tools  ## every test
 	$(VENV)/bin/python -m pytest
 
 bench: $(VENV)/installed mosquitto  ## the published figures; the real data sets are in $$GRAFTWORK_DATA
@@ -127,6 +127,14 @@ mosquitto:
 	{ [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq mosquitto > /dev/null; } || \
 	echo "mosquitto is not installed: the tests that need it are skipped (Debian: apt install mosquitto)"
+
+.PHONY: small-image-tools
+small-image-tools:
+	@PATH="$$PATH:/usr/sbin:/sbin"; ( for tool in mksquashfs mkfs.vfat mcopy sfdisk grub-mkimage rauc bmaptool; do \
+	  command -v $$tool > /dev/null || exit 1; done; test -d /usr/lib/grub/x86_64-efi ) || \
+	{ [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -y -qq --no-install-recommends $(SMALL_IMAGE_TOOLS) > /dev/null; } || \
+	echo "tests of small images are skipped (Debian: apt install $(SMALL_IMAGE_TOOLS))"
 
 .PHONY: postgresql
 postgresql:
