@@ -23,6 +23,7 @@ from firmware_tools.bundles import BundleFacts, Signer, make_bundle, verify_bund
 from firmware_tools.errors import FirmwareError
 from firmware_tools.machine import GUEST_HOST, Machine
 from firmware_tools.signing_keys import KEYRING, ROOTS, SIGNER, make_keys, make_signer
+from firmware_tools.versions import numbers
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))) / "graftwork-firmware"
 LOCKS = Path(__file__).parent / "targets"
@@ -63,6 +64,13 @@ def add_commands(commands: Any) -> None:
     build.add_argument(
         "--test-console", action="store_true", help="log root in on the serial line; for boottest alone"
     )
+    build.add_argument(
+        "--release-root",
+        type=Path,
+        metavar="FILE",
+        help="root.json of `release init`: devices follow its index",
+    )
+    build.add_argument("--floor", metavar="VERSION", help="the lowest version that devices install")
     build.add_argument("--plan", action="store_true", help="print every command and do nothing")
     build.set_defaults(command=_build)
 
@@ -142,6 +150,7 @@ def _build(options: argparse.Namespace) -> None:
         steps = rootfs_steps(
             spec, wheel, lock_file, version, options.keyring.read_bytes(),
             test_console=options.test_console, overlay=options.overlay,
+            release_root=_release_root(options.release_root), floor=_floor(options.floor, version),
         )  # fmt: skip
         plan = Plan([*steps, *image_steps(spec)])
         if options.plan:
@@ -154,6 +163,24 @@ def _build(options: argparse.Namespace) -> None:
         f"{options.output / 'image.img'}: version {version} of {spec.name}, "
         f"{time.monotonic() - started:.0f} s"
     )
+
+
+def _release_root(path: Path | None) -> bytes:
+    if path is None:
+        return b""
+    from firmware_tools.release_index import check_root  # noqa: PLC0415 - devices have these commands, too
+
+    data = path.read_bytes()
+    check_root(data, name=str(path))
+    return data
+
+
+def _floor(floor: str | None, version: str) -> str:
+    if floor is None:
+        return ""
+    if numbers(floor) > numbers(version):
+        raise FirmwareError(f"--floor {floor}: expected at most the version of the image, {version}")
+    return floor
 
 
 def _boot_test(options: argparse.Namespace) -> None:
