@@ -14,6 +14,7 @@ from typing import Any
 
 from firmware_tools import doctor
 from firmware_tools.boot_test import DEFAULT, load_script, play
+from firmware_tools.build import sbom
 from firmware_tools.build.image import image_steps
 from firmware_tools.build.plan import Plan, file_sha256
 from firmware_tools.build.requirements import lock
@@ -157,8 +158,10 @@ def _build(options: argparse.Namespace) -> None:
             print(plan.describe())
             return
         started = time.monotonic()
+        agent = [*sbom.distributions(lock_file.read_text("utf-8")), sbom.own_wheel(wheel, file_sha256(wheel))]
         outputs = plan.run(options.cache, say=lambda line: print(line, file=sys.stderr, flush=True))
-    _hand_out(spec, version, outputs, options.output)
+    facts = _hand_out(spec, version, outputs, options.output)
+    _describe(spec, facts, outputs["system"], agent, options.output)
     print(
         f"{options.output / 'image.img'}: version {version} of {spec.name}, "
         f"{time.monotonic() - started:.0f} s"
@@ -209,8 +212,8 @@ def _ports(texts: list[str]) -> dict[int, int]:
     return ports
 
 
-def _hand_out(spec: TargetSpec, version: str, outputs: dict[str, Path], folder: Path) -> None:
-    """Copy what came out, with a description that later commands read."""
+def _hand_out(spec: TargetSpec, version: str, outputs: dict[str, Path], folder: Path) -> dict[str, str]:
+    """Copy what came out, with a description that later commands read; returns that."""
     folder.mkdir(parents=True, exist_ok=True)
     image, rootfs = folder / "image.img", folder / "rootfs.squashfs"
     for source, target in ((outputs["image"], image), (outputs["rootfs"], rootfs)):
@@ -223,6 +226,21 @@ def _hand_out(spec: TargetSpec, version: str, outputs: dict[str, Path], folder: 
         "rootfs_sha256": file_sha256(rootfs),
     }
     (folder / "release.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    return facts
+
+
+def _describe(
+    spec: TargetSpec, facts: dict[str, str], system: Path, agent: list[sbom.Distribution], folder: Path
+) -> None:
+    """Write what the image is made of; without the library for that, say so, and have none."""
+    path = folder / sbom.NAME
+    path.unlink(missing_ok=True)  # one of another build would lie
+    try:
+        bill = sbom.bill_of_materials(spec, facts, sbom.packages(sbom.dpkg_status(system)), agent)
+    except FirmwareError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return
+    path.write_text(bill, "utf-8")
 
 
 def _wheel(project: Path, folder: Path) -> Path:
