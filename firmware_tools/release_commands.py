@@ -1,6 +1,7 @@
 """`graftwork-firmware release`: an index of update bundles, signed, for a web server or a USB stick."""
 
 import argparse
+import contextlib
 import json
 import tempfile
 import time
@@ -12,6 +13,8 @@ from firmware_tools.bundles import verify_bundle
 from firmware_tools.errors import FirmwareError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from firmware_tools.release import Publisher
 
 INDEX_DAYS = 14
@@ -92,41 +95,47 @@ def _init(options: argparse.Namespace) -> None:
 
 
 def _add(options: argparse.Namespace) -> None:
-    publisher = _open(options)
-    for bundle in options.bundle:
-        facts = verify_bundle(bundle, options.keyring)
-        found, new = publisher.add(bundle, facts, time.time(), older=options.older, days=options.days)
-        print(f"{'added' if new else 'there already:'} {found.version} for {found.compatible}")
-    _say_expiry(publisher)
+    verified = [(bundle, verify_bundle(bundle, options.keyring)) for bundle in options.bundle]
+    with _publishing(options) as publisher:
+        for bundle, facts in verified:
+            found, new = publisher.add(bundle, facts, time.time(), older=options.older, days=options.days)
+            print(f"{'added' if new else 'there already:'} {found.version} for {found.compatible}")
+        _say_expiry(publisher)
 
 
 def _floor(options: argparse.Namespace) -> None:
-    publisher = _open(options)
-    publisher.set_floor(options.compatible, check_version(options.version), time.time(), days=options.days)
+    with _publishing(options) as publisher:
+        publisher.set_floor(
+            options.compatible, check_version(options.version), time.time(), days=options.days
+        )
     print(f"{options.compatible}: nothing below {options.version}, on every device that sees this index")
 
 
 def _refresh(options: argparse.Namespace) -> None:
-    publisher = _open(options)
-    publisher.refresh(time.time(), days=options.days, root=options.root)
-    _say_expiry(publisher)
+    with _publishing(options) as publisher:
+        publisher.refresh(time.time(), days=options.days, root=options.root)
+        _say_expiry(publisher)
 
 
 def _rotate(options: argparse.Namespace) -> None:
-    publisher = _open(options)
-    path = publisher.rotate(options.role, options.keys[0], time.time(), days=options.days)
+    with _publishing(options) as publisher:
+        path = publisher.rotate(options.role, options.keys[0], time.time(), days=options.days)
     print(f"made {path}; the key before counts for nothing any more, once devices have seen this index")
 
 
-def _open(options: argparse.Namespace) -> "Publisher":
+@contextlib.contextmanager
+def _publishing(options: argparse.Namespace) -> "Iterator[Publisher]":
+    """Who signs; while they do, no other command changes the index."""
     from firmware_tools.release import Publisher  # noqa: PLC0415
+    from firmware_tools.release_files import locked  # noqa: PLC0415
     from firmware_tools.release_keys import check_apart, first_root, load_keys  # noqa: PLC0415
 
     if not 1 <= options.days <= 366:
         raise FirmwareError(f"--days: expected 1 to 366, got {options.days}")
     for folder in options.keys:
         check_apart(options.directory, folder)
-    return Publisher.open(options.directory, first_root(options.keys), load_keys(options.keys))
+    with locked(options.directory):
+        yield Publisher.open(options.directory, first_root(options.keys), load_keys(options.keys))
 
 
 def _say_expiry(publisher: "Publisher") -> None:

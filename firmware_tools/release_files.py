@@ -8,6 +8,7 @@ whoever reads next puts it into its place.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -22,6 +23,7 @@ from firmware_tools.release_index import BUNDLES, METADATA, Release, check_root
 from runtime import whole_files
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 MOST_ROOTS = 256
@@ -36,6 +38,24 @@ class Signed:
     targets: Metadata[Targets]
     snapshot: Metadata[Snapshot]
     timestamp: Metadata[Timestamp]
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Wait until nobody else on this machine changes an index, and keep it so.
+
+    Raises:
+        FirmwareError: there is no index.
+    """
+    try:
+        descriptor = os.open(folder / METADATA, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise FirmwareError(f"{folder}: no index ({error.strerror}); make one with `release init`") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read(folder: Path, first_root: bytes) -> Signed:

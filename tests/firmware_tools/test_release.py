@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -263,3 +265,20 @@ def test_a_publisher_without_its_first_root_says_what_is_missing(
     assert "expected root.json of `release init`" in capsys.readouterr().err
     with pytest.raises(FirmwareError, match=r"expected the root\.json"):
         Publisher.open(site.index, b"{}", {})
+
+
+def test_two_commands_at_once_do_not_mix_their_files(site: Site) -> None:
+    """E.g. cron renews the index while somebody adds a release."""
+    folders = ["--keys", str(site.keys)]
+    command = [sys.executable, "-m", "firmware_tools", "release", "refresh", str(site.index), *folders]
+    running = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(4)]
+    assert [process.wait(60) for process in running] == [0] * 4
+    site.publisher()
+    assert (site.metadata / "5.snapshot.json").exists()
+
+
+def test_where_there_is_no_index_the_command_to_make_one_is_named(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["release", "refresh", str(site.folder / "none"), "--keys", str(site.keys)]) == 1
+    assert "make one with `release init`" in capsys.readouterr().err

@@ -115,7 +115,7 @@ def test_it_is_valid_cyclonedx() -> None:
 
     validator = JsonStrictValidator(SchemaVersion.V1_6)
     assert validator.validate_str(bill()) is None
-    assert validator.validate_str(bill().replace('"firmware"', '"fimware"')) is not None
+    assert validator.validate_str(bill().replace('"firmware"', '"firmwares"')) is not None
 
 
 def test_the_same_image_has_the_same_bill() -> None:
