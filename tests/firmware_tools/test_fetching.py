@@ -2,11 +2,13 @@
 
 import contextlib
 import http.server
+import json
 import os
 import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -465,3 +467,24 @@ def test_the_command_fetches_and_installs(
     assert main(command) == 0
     assert "installed 1.1.0 into slot B" in capsys.readouterr().out
     assert ("systemctl", "reboot") not in device.programs.called
+
+
+@pytest.mark.parametrize("role", ["timestamp", "2.root"])
+def test_hostile_metadata_is_refused_in_words(site: Site, device: FakeDevice, role: str) -> None:
+    """Whatever bytes come before the signatures can be checked."""
+    site.publisher().refresh(NOW, root=True)
+    path = site.metadata / f"{role}.json"
+    good = json.loads(path.read_text())
+    values = (None, -1, 1.5, 1e308, "x", [], {}, [[]], {"x": {"y": 1.5}}, True, "\udc80")
+    signatures = (None, 3, [1], [{}], [{"keyid": 1, "sig": 2}], [good["signatures"][0]] * 2, "x")
+    hostile: list[Any] = [[], None, 3, "text", {}, {"signed": 1, "signatures": []}]
+    hostile += [
+        {**good, "signed": {**good["signed"], field: value}} for field in good["signed"] for value in values
+    ]
+    hostile += [{**good, "signatures": value} for value in signatures]
+    texts = [json.dumps(found) for found in hostile]
+    texts += ["[" * 100_000, '{"signed":' * 3000, "\N{BYTE ORDER MARK}{}", "1e999", "NaN", "9" * 5000]
+    for text in texts:
+        path.write_text(text)
+        with contextlib.suppress(FirmwareError):  # some mean the same as before, e.g. no spec_version
+            assert look(device, site).text == f"the index has nothing for {BOARD}", text[:500]
