@@ -296,14 +296,14 @@ def test_a_bundle_that_does_not_verify_is_not_published(
     assert sorted(path.name for path in (tmp_path / "index").rglob("*")) == before
 
 
-def test_a_version_below_the_image_s_floor_is_refused_by_rauc_itself(
+def test_rauc_takes_a_configuration_with_a_floor(
     device: RealDevice, rootfs: Path, keys: Path, tmp_path: Path
 ) -> None:
-    """Also where somebody calls RAUC past `device update`."""
+    """That it then refuses what is below is seen only while it installs, on a device."""
     configuration = device.root / "etc/rauc/system.conf"
     lowest = "[system]\nmin-bundle-version=1.0.0\n"
     configuration.write_text(configuration.read_text().replace("[system]\n", lowest))
-    status, said = device.rauc(["info", str(bundle_of(rootfs, keys, tmp_path, "0.9.0"))])
+    status, said = device.rauc(["info", str(bundle_of(rootfs, keys, tmp_path, "1.1.0"))])
     if "Invalid key 'min-bundle-version'" in said:
         pytest.skip("this RAUC is too old to know min-bundle-version; devices have 1.13")
-    assert (status, "version" in said) == (1, True)
+    assert status == 0
