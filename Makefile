@@ -152,7 +152,7 @@ $(DEMO_VENV)/installed: pyproject.toml
 $(VENV)/installed: pyproject.toml
 	@echo "setting up the environment in $(VENV), with torch; takes minutes, once" >&2
 	@$(call make_environment,$(VENV))
-	$(VENV)/bin/python -m pip install --quiet --editable '.[simulation,models,postgresql]' --group test --group lint
+	$(VENV)/bin/python -m pip install --quiet --editable '.[simulation,models,postgresql,firmware]' --group test --group lint
 	@touch $@
 
 clean:  ## remove environments and runs

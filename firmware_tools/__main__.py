@@ -14,6 +14,7 @@ from firmware_tools import (
     flash_commands,
     golden,
     provision_commands,
+    release_commands,
 )
 from firmware_tools.errors import FirmwareError
 from firmware_tools.trim import trim
@@ -31,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(command=_trim)
     build_commands.add_commands(commands)
+    release_commands.add_commands(
+        _group(commands, "release", "a signed index of bundles that devices follow")
+    )
     provision_commands.add_commands(commands)
     flash_commands.add_commands(commands)
     verify = _group(commands, "verify", "check media and root file systems")

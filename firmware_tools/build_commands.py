@@ -14,6 +14,7 @@ from typing import Any
 
 from firmware_tools import doctor
 from firmware_tools.boot_test import DEFAULT, load_script, play
+from firmware_tools.build import sbom
 from firmware_tools.build.image import image_steps
 from firmware_tools.build.plan import Plan, file_sha256
 from firmware_tools.build.requirements import lock
@@ -23,6 +24,7 @@ from firmware_tools.bundles import BundleFacts, Signer, make_bundle, verify_bund
 from firmware_tools.errors import FirmwareError
 from firmware_tools.machine import GUEST_HOST, Machine
 from firmware_tools.signing_keys import KEYRING, ROOTS, SIGNER, make_keys, make_signer
+from firmware_tools.versions import numbers
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))) / "graftwork-firmware"
 LOCKS = Path(__file__).parent / "targets"
@@ -63,6 +65,13 @@ def add_commands(commands: Any) -> None:
     build.add_argument(
         "--test-console", action="store_true", help="log root in on the serial line; for boottest alone"
     )
+    build.add_argument(
+        "--release-root",
+        type=Path,
+        metavar="FILE",
+        help="root.json of `release init`: devices follow its index",
+    )
+    build.add_argument("--floor", metavar="VERSION", help="the lowest version that devices install")
     build.add_argument("--plan", action="store_true", help="print every command and do nothing")
     build.set_defaults(command=_build)
 
@@ -142,18 +151,39 @@ def _build(options: argparse.Namespace) -> None:
         steps = rootfs_steps(
             spec, wheel, lock_file, version, options.keyring.read_bytes(),
             test_console=options.test_console, overlay=options.overlay,
+            release_root=_release_root(options.release_root), floor=_floor(options.floor, version),
         )  # fmt: skip
         plan = Plan([*steps, *image_steps(spec)])
         if options.plan:
             print(plan.describe())
             return
         started = time.monotonic()
+        agent = [*sbom.distributions(lock_file.read_text("utf-8")), sbom.own_wheel(wheel, file_sha256(wheel))]
         outputs = plan.run(options.cache, say=lambda line: print(line, file=sys.stderr, flush=True))
-    _hand_out(spec, version, outputs, options.output)
+    facts = _hand_out(spec, version, outputs, options.output)
+    _describe(spec, facts, outputs["system"], agent, options.output)
     print(
         f"{options.output / 'image.img'}: version {version} of {spec.name}, "
         f"{time.monotonic() - started:.0f} s"
     )
+
+
+def _release_root(path: Path | None) -> bytes:
+    if path is None:
+        return b""
+    from firmware_tools.release_index import check_root  # noqa: PLC0415 - devices have these commands, too
+
+    data = path.read_bytes()
+    check_root(data, name=str(path))
+    return data
+
+
+def _floor(floor: str | None, version: str) -> str:
+    if floor is None:
+        return ""
+    if numbers(floor) > numbers(version):
+        raise FirmwareError(f"--floor {floor}: expected at most the version of the image, {version}")
+    return floor
 
 
 def _boot_test(options: argparse.Namespace) -> None:
@@ -182,8 +212,8 @@ def _ports(texts: list[str]) -> dict[int, int]:
     return ports
 
 
-def _hand_out(spec: TargetSpec, version: str, outputs: dict[str, Path], folder: Path) -> None:
-    """Copy what came out, with a description that later commands read."""
+def _hand_out(spec: TargetSpec, version: str, outputs: dict[str, Path], folder: Path) -> dict[str, str]:
+    """Copy what came out, with a description that later commands read; returns that."""
     folder.mkdir(parents=True, exist_ok=True)
     image, rootfs = folder / "image.img", folder / "rootfs.squashfs"
     for source, target in ((outputs["image"], image), (outputs["rootfs"], rootfs)):
@@ -196,6 +226,21 @@ def _hand_out(spec: TargetSpec, version: str, outputs: dict[str, Path], folder: 
         "rootfs_sha256": file_sha256(rootfs),
     }
     (folder / "release.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    return facts
+
+
+def _describe(
+    spec: TargetSpec, facts: dict[str, str], system: Path, agent: list[sbom.Distribution], folder: Path
+) -> None:
+    """Write what the image is made of; without the library for that, say so, and have none."""
+    path = folder / sbom.NAME
+    path.unlink(missing_ok=True)  # one of another build would lie
+    try:
+        bill = sbom.bill_of_materials(spec, facts, sbom.packages(sbom.dpkg_status(system)), agent)
+    except FirmwareError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return
+    path.write_text(bill, "utf-8")
 
 
 def _wheel(project: Path, folder: Path) -> Path:
