@@ -17,9 +17,15 @@ STEADY_SECONDS = 60.0
 class Backoff:
     """The waits of one client."""
 
-    def __init__(self, draw: random.Random) -> None:
-        """Take the source of the jitter; no two devices may share a seed."""
+    def __init__(self, draw: random.Random, longest_seconds: float = LAST_CEILING_SECONDS) -> None:
+        """Take what the waits are drawn from.
+
+        Args:
+            draw: the source of the jitter; no two devices may share a seed.
+            longest_seconds: the last ceiling.
+        """
         self._draw = draw
+        self._longest = longest_seconds
         self._ceiling = FIRST_CEILING_SECONDS
 
     def delay(self, held_seconds: float) -> float:
@@ -32,5 +38,5 @@ class Backoff:
         if held_seconds >= STEADY_SECONDS:
             self._ceiling = FIRST_CEILING_SECONDS
         delay = self._draw.uniform(SHORTEST_SECONDS, self._ceiling)
-        self._ceiling = min(2 * self._ceiling, LAST_CEILING_SECONDS)
+        self._ceiling = min(2 * self._ceiling, self._longest)
         return delay

@@ -26,7 +26,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from runtime.backlog import BoundedQueue, Unacknowledged
-from runtime.backoff import Backoff
+from runtime.backoff import LAST_CEILING_SECONDS, Backoff
 from runtime.broker import BrokerConfig
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,13 @@ class Link:
     """A connection that reconnects for ever, with jitter, until it is stopped."""
 
     def __init__(
-        self, config: BrokerConfig, client_id: str, subscriptions: list[str], *, persistent: bool = True
+        self,
+        config: BrokerConfig,
+        client_id: str,
+        subscriptions: list[str],
+        *,
+        persistent: bool = True,
+        longest_wait_seconds: float = LAST_CEILING_SECONDS,
     ) -> None:
         """Prepare a connection.
 
@@ -97,6 +103,7 @@ class Link:
             client_id: of the session.
             subscriptions: topics to listen to.
             persistent: whether the broker keeps session and queue while the link is down.
+            longest_wait_seconds: between two tries to connect.
         """
         self.events: queue.Queue[Event] = BoundedQueue(EVENT_LIMIT, EVENT_BYTES, _size)
         self.bytes_up = 0
@@ -107,6 +114,7 @@ class Link:
         self._client_id = client_id
         self._subscriptions = subscriptions
         self._persistent = persistent
+        self._longest_wait = longest_wait_seconds
         self._will: tuple[str, bytes] | None = None
         self._version = paho.MQTTv311 if config.mqtt_version == "3.1.1" else paho.MQTTv5
         self._maximum_packet = 0
@@ -225,7 +233,7 @@ class Link:
 
     def _stay_connected(self) -> None:
         """Connect again and again, until the link is stopped."""
-        backoff = Backoff(random.Random())  # noqa: S311 - jitter
+        backoff = Backoff(random.Random(), self._longest_wait)  # noqa: S311 - jitter
         while True:
             self._ended.clear()
             if self._stopping.is_set():

@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from runtime import whole_files
 from server.errors import ServerError
+from server.supervised_process import SupervisedProcess
 
 MOSQUITTO_CONFIG = """\
 listener {port} 127.0.0.1
@@ -63,7 +63,7 @@ def free_port() -> int:
 
 
 class BrokerSupervisor:
-    """Starts, restarts and stops a broker; use as a context manager."""
+    """Starts and stops a broker, and starts one again that ends by itself; use as a context manager."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class BrokerSupervisor:
             "max_packet_size": str(message_size_limit + 1024),
             **(settings or {}),
         }
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[SupervisedProcess] = []
 
     @property
     def description(self) -> str:
@@ -127,32 +127,31 @@ class BrokerSupervisor:
         for port in self._ports:
             _check_free(port)
         commands = self._mosquitto() if self.kind == "mosquitto" else [self._amqtt()]
-        for command in commands:
-            with (self._directory / f"{self.kind}.out").open("ab") as out:
-                # Its own process group: Ctrl-C reaches the program first, which stops the broker in order.
-                process = subprocess.Popen(  # noqa: S603 - a fixed command with our own configuration
-                    command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
-                )
-            self._processes.append(process)
+        output = self._directory / f"{self.kind}.out"
+        self._processes = [SupervisedProcess(command, output) for command in commands]
         deadline = time.monotonic() + START_SECONDS
         missing = list(self._ports)
         while time.monotonic() < deadline:
-            if any(process.poll() is not None for process in self._processes):
+            if any(not process.runs for process in self._processes):
                 break
             missing = [port for port in missing if not _takes_connections(port)]
             if not missing:
+                for process in self._processes:
+                    process.keep()
                 return
             time.sleep(0.05)
         self.stop()
         ports = ", ".join(map(str, missing))
         raise ServerError(f"{self.kind} did not start on port {ports}; its output is in {self._directory}")
 
-    def reload(self) -> None:
-        """Have a running mosquitto read its configuration, access lists, certificates and CRL again."""
-        if self._configuration is not None:
-            self._mosquitto()
-        for process in self._processes:
-            process.send_signal(signal.SIGHUP)
+    def restart(self) -> None:
+        """End a running broker in good order and start it again: it reads all its files anew.
+
+        Raises:
+            ServerError: it does not start.
+        """
+        self.stop()
+        self.start()
 
     def stop(self) -> None:
         """End the broker in good order, by force if it does not."""
@@ -171,15 +170,10 @@ class BrokerSupervisor:
 
     def _end(self, number: signal.Signals) -> None:
         processes, self._processes = self._processes, []
-        running = [process for process in processes if process.poll() is None]
-        for process in running:
-            process.send_signal(number)
-        for process in running:
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        for process in processes:
+            process.end(number)
+        for process in processes:
+            process.wait()
 
     def _mosquitto(self) -> list[list[str]]:
         binary = find_mosquitto()

@@ -6,6 +6,7 @@ certificates stay while they are good, and a revocation list never gets shorter 
 
 import secrets
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 from cryptography import x509
@@ -22,6 +23,8 @@ from server.broker_settings import (
 )
 from server.errors import ServerError
 
+READ = f"{REVOKED}.read"
+"""SHA-256 of the list that the broker read last."""
 LOOPBACK = ("localhost", "127.0.0.1")
 """The server and the bridge reach the broker under these names, too."""
 
@@ -98,8 +101,8 @@ def write(
 
 def write_revocations(
     directory: Path, authority: Authority, entries: Iterable[tuple[int, float]], now: float
-) -> None:
-    """Replace the revocation list of a written configuration; the broker reads it on SIGHUP.
+) -> bytes:
+    """Replace the revocation list of a written configuration; the broker reads it when it starts.
 
     Args:
         directory: what `write` wrote.
@@ -107,13 +110,44 @@ def write_revocations(
         entries: (serial, revoked at in Unix seconds): all of them; what is not named is good again.
         now: Unix time in seconds.
 
+    Returns:
+        The list, in PEM.
+
     Raises:
         ServerError: the list cannot be written.
     """
     path = directory / REVOKED
     crl = authority.revocation_list(entries, now, previous=_previous(path, authority))
+    _replace(path, crl)
+    return crl
+
+
+def note_revocations_read(directory: Path, crl: bytes) -> None:
+    """Note beside a list that no broker runs which has not read it; b"": that is not known any more.
+
+    Raises:
+        ServerError: the note cannot be written.
+    """
+    _replace(directory / READ, sha256(crl).hexdigest().encode() if crl else b"")
+
+
+def revocations_read(directory: Path, authority: Authority) -> frozenset[int]:
+    """Serials on the list that every broker that runs has read; empty if that is not known.
+
+    Raises:
+        ServerError: the list is damaged.
+    """
+    crl = _previous(directory / REVOKED, authority)
     try:
-        whole_files.write(path, crl, whole_files.PUBLIC)
+        note = (directory / READ).read_bytes()
+    except OSError:
+        return frozenset()
+    return frozenset(_entries(crl)) if note == sha256(crl).hexdigest().encode() else frozenset()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    try:
+        whole_files.write(path, data, whole_files.PUBLIC)
     except OSError as error:
         raise ServerError(f"{path}: cannot be written: {error.strerror}") from error
 

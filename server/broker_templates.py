@@ -17,7 +17,8 @@ tls_version tlsv1.3
 certfile {directory}/broker.crt
 keyfile {directory}/broker.key
 cafile {directory}/devices-ca.crt
-# Read again on SIGHUP. A session that is connected survives it: the server ends that of a revoked device.
+# Read at the start: the server has the broker started anew for each new list. Do not send SIGHUP, with which
+# mosquitto 2.0 uses memory that it has freed.
 crlfile {directory}/devices.crl
 require_certificate true
 allow_anonymous false

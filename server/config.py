@@ -41,8 +41,9 @@ class TrustPolicy:
     broker_directory: str = ""
     """What `broker-config` wrote, for revocation; relative to the configuration file. Empty: an operator
     brings the list of revoked certificates to the broker."""
-    reload_command: tuple[str, ...] = ()
-    """Makes the broker read the list again; empty: SIGHUP to the process in mosquitto.pid there."""
+    restart_command: tuple[str, ...] = ()
+    """Has the broker started anew, to read the list; empty: SIGTERM to the process in mosquitto.pid there,
+    which its supervisor starts again."""
 
     def __post_init__(self) -> None:
         check_range("validity_days", self.validity_days, 0.01, 3650)

@@ -17,6 +17,8 @@ from server.store import Store
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.25
+LONGEST_WAIT_SECONDS = 2.0
+"""Between two tries to reach the broker: a single server is no crowd, and the fleet waits for it."""
 
 
 def run(config: ServerConfig) -> None:
@@ -45,7 +47,8 @@ def _serve(config: ServerConfig, store: Store, keys: ServerKeys) -> None:
         issuer=open_authority(config), revocations=revocations, metrics=metrics,
         traffic=lambda: (link.bytes_up, link.bytes_down) if link else (0, 0),
     )  # fmt: skip
-    link = Link(config.broker, f"graftwork-server-{config.federation}", coordinator.subscriptions)
+    name = f"graftwork-server-{config.federation}"
+    link = Link(config.broker, name, coordinator.subscriptions, longest_wait_seconds=LONGEST_WAIT_SECONDS)
     log.info("serving federation=%s on %s:%d", config.federation, config.broker.host, config.broker.port)
     with closing(coordinator), endpoint(config.metrics, metrics):
         serve(coordinator, link, stopping, tick_seconds=TICK_SECONDS)

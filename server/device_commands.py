@@ -18,7 +18,7 @@ from server.store import Store
 from server.table import open_store, show
 
 Command = Callable[[argparse.Namespace, ServerConfig], int]
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 20.0
 COLUMNS = [
     "id",
     "status",
@@ -67,7 +67,10 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     add("requests", _requests, "list devices that wait for approval", device=None)
     approve = add("approve", _approve, "let a waiting device in")
     approve.add_argument("--key", help="its public key, where several ask for the name")
-    revoke = add("revoke", _revoke, "end a device's certificates and its session at once, for good")
+    revoke = add("revoke", _revoke, "end certificates and sessions of devices at once, for good", device=None)
+    revoke.add_argument(
+        "devices", nargs="+", metavar="NAME", help="names of devices; the broker is started anew once for all"
+    )
     revoke.add_argument("--reason", default="by the operator", help="for the record")
     quarantine = add("quarantine", _quarantine, "count no update of a device until it is reinstated")
     quarantine.add_argument("--reason", default="by the operator", help="for the record")
@@ -133,25 +136,40 @@ def _approve(options: argparse.Namespace, config: ServerConfig) -> int:
 
 
 def _revoke(options: argparse.Namespace, config: ServerConfig) -> int:
+    names, mistakes = list(dict.fromkeys(options.devices)), []
     with open_store(config) as store:
-        _set_status(store, options.device, REVOKED, options.reason)
-        print(f"revoked {options.device}: nothing that it says is taken any more")
-        revocations = open_revocations(config, store, time.time)
-        if revocations is None:
-            store.note_session_ended(options.device, time.time())
-            print("[trust] names no broker_directory: end its session and certificate at the broker by hand")
-            return 0
-        deadline = time.time() + PATIENCE_SECONDS
-        while options.device in store.sessions_to_end():
-            revocations.tick()
-            if time.time() > deadline:
-                raise ServerError(
-                    f"the broker did not end the session of {options.device} within {PATIENCE_SECONDS:g} s; "
-                    "a running server goes on trying"
-                )
-            time.sleep(0.1)
-    print("its certificates are on the broker's list, and its session was ended")
+        for name in list(names):
+            try:
+                _set_status(store, name, REVOKED, options.reason)
+            except ServerError as error:  # the others are none the less to go
+                mistakes.append(str(error))
+                names.remove(name)
+            else:
+                print(f"revoked {name}: nothing that it says is taken any more")
+        if names:
+            _bring_to_broker(store, config, names)
+    if mistakes:
+        raise ServerError("; ".join(mistakes))
     return 0
+
+
+def _bring_to_broker(store: Store, config: ServerConfig, names: list[str]) -> None:
+    revocations = open_revocations(config, store, time.time)
+    if revocations is None:
+        for name in names:
+            store.note_session_ended(name, time.time())
+        print("[trust] names no broker_directory: end sessions and certificates at the broker by hand")
+        return
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while left := sorted(set(names).intersection(store.sessions_to_end())):
+        revocations.tick()
+        if time.monotonic() > deadline:
+            raise ServerError(
+                f"the broker did not end the session of {', '.join(left)} within {PATIENCE_SECONDS:g} s; "
+                "a running server goes on trying, and its log says what is wrong"
+            )
+        time.sleep(0.1)
+    print("certificates are on the broker's list, and sessions were ended")
 
 
 def _quarantine(options: argparse.Namespace, config: ServerConfig) -> int:

@@ -152,7 +152,7 @@ def test_without_a_broker_directory_the_rest_is_said_to_be_the_operators(fleet: 
     status, out, errors = fleet("devices", "revoke", "pump-1", "--reason", "stolen")
     assert (status, errors) == (0, "")
     assert "revoked pump-1: nothing that it says is taken any more" in out
-    assert "end its session and certificate at the broker by hand" in out
+    assert "end sessions and certificates at the broker by hand" in out
     assert (fleet.device()["status"], fleet.device()["status_reason"]) == ("revoked", "stolen")
     for command in ("revoke", "quarantine", "reinstate"):
         status, _, errors = fleet("devices", command, "pump-1")
@@ -168,6 +168,14 @@ def test_a_device_with_a_certificate_is_revoked_before_it_is_removed(fleet: Flee
     assert fleet.table("devices") == []
 
 
+def test_of_several_that_are_revoked_one_unknown_name_holds_up_none(fleet: Fleet) -> None:
+    fleet.enrolled()
+    status, out, errors = fleet("devices", "revoke", "unknown", "pump-1", "pump-1")
+    assert (status, out.count("revoked pump-1")) == (1, 1)
+    assert "no device 'unknown' is registered" in errors
+    assert fleet.device()["status"] == "revoked"
+
+
 class TestAtTheBroker:
     @pytest.fixture
     def ended(self, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -175,7 +183,7 @@ class TestAtTheBroker:
         broker, told = fleet.folder / "broker", fleet.folder / "told"
         assert fleet("ca", "init")[0] == 0
         assert fleet("broker-config", str(broker), "--host", "localhost")[0] == 0
-        fleet.configure(f'[trust]\nbroker_directory = "broker"\nreload_command = ["touch", "{told}"]\n')
+        fleet.configure(f'[trust]\nbroker_directory = "broker"\nrestart_command = ["touch", "{told}"]\n')
         ended: list[str] = []
         monkeypatch.setattr(revocation, "end_session", lambda _broker, device: ended.append(device))
         monkeypatch.setattr(revocation, "SETTLE_SECONDS", 0.01)
@@ -188,7 +196,7 @@ class TestAtTheBroker:
     ) -> None:
         status, out, errors = fleet("devices", "revoke", "pump-1")
         assert (status, errors) == (0, "")
-        assert "its certificates are on the broker's list, and its session was ended" in out
+        assert "certificates are on the broker's list, and sessions were ended" in out
         assert ended == ["pump-1"]
         assert (fleet.folder / "told").exists()
         assert fleet.with_store(lambda store: list(store.sessions_to_end())) == []

@@ -1,9 +1,10 @@
-"""Revocation at the broker: the list first, then the session, and again after every crash between."""
+"""Revocation at the broker: the list first, then the session, and again after every crash between.
+
+The broker is a command that leaves a line whenever it is started anew, or a program called mosquitto.
+"""
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,17 +13,19 @@ from cryptography import x509
 
 from agent.identity import Identity
 from runtime.broker import BrokerConfig
-from server import broker_config, revocation
+from server import broker_config, broker_restart, revocation
 from server.admission import Claim
 from server.authority import DIRECTORY, Authority
+from server.broker_config import READ
 from server.broker_settings import REVOKED as LIST
 from server.config import ServerConfig, TrustPolicy
 from server.errors import ServerError
 from server.identities import QUARANTINED, REVOKED, NewCertificate
-from server.revocation import PID_FILE, RETRY_SECONDS, SETTLE_SECONDS, Revocations, open_revocations
+from server.revocation import RETRY_SECONDS, SETTLE_SECONDS, START_SECONDS, Revocations, open_revocations
 from server.store import Store
 from tests.builders import Clock, private_key
 from tests.server.databases import Database
+from tests.server.running_broker import running_broker
 
 NOW, DAY = 1_800_000_000.0, 86_400.0
 
@@ -38,15 +41,14 @@ class Plant:
         self.store = Store(self.data, self.url)
         self.authority = Authority.create(self.data / DIRECTORY, "pumps", NOW)
         broker_config.write(self.broker, "pumps", self.authority, hosts=["localhost"], now=NOW)
-        self.reloaded = folder / "reloaded"
+        self.restarted = folder / "restarted"
         self.ended: list[str] = []
         self.away = False
         patch.setattr(revocation, "end_session", self._end_session)
         self.start()
         self.tick()
         self.tick(SETTLE_SECONDS)
-        assert self.reloads() == 1  # after a start the list is written whatever it holds
-        self.reloaded.unlink()
+        assert self.restarts() == 0  # nobody is revoked: there is nothing to read
 
     def start(self, *command: str) -> None:
         self.revocations = Revocations(
@@ -55,7 +57,7 @@ class Plant:
             BrokerConfig(),
             self.clock,
             directory=self.broker,
-            reload_command=command or ("sh", "-c", f"echo x >> {self.reloaded}"),
+            restart_command=command or ("sh", "-c", f"echo x >> {self.restarted}"),
         )
 
     def restart(self, *command: str) -> None:
@@ -84,8 +86,8 @@ class Plant:
     def listed(self) -> set[int]:
         return {entry.serial_number for entry in x509.load_pem_x509_crl((self.broker / LIST).read_bytes())}
 
-    def reloads(self) -> int:
-        return len(self.reloaded.read_text("ascii").split()) if self.reloaded.exists() else 0
+    def restarts(self) -> int:
+        return len(self.restarted.read_text("ascii").split()) if self.restarted.exists() else 0
 
     def tick(self, seconds: float = 0.0) -> None:
         self.clock.advance(seconds)
@@ -109,16 +111,16 @@ def on_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plant
 def test_first_the_list_then_the_session(plant: Plant) -> None:
     serial, other = plant.enrol("pump-1"), plant.enrol("pump-2", 2)
     plant.tick()
-    assert (plant.reloads(), plant.ended) == (0, [])
+    assert (plant.restarts(), plant.ended) == (0, [])
     plant.revoke("pump-1")
     plant.tick()
-    assert (plant.listed(), plant.reloads(), plant.ended) == ({serial}, 1, [])
+    assert (plant.listed(), plant.restarts(), plant.ended) == ({serial}, 1, [])
     plant.tick(SETTLE_SECONDS / 2)  # the broker reads it meanwhile
     assert plant.ended == []
     plant.tick(SETTLE_SECONDS / 2)
     assert (plant.ended, list(plant.store.sessions_to_end())) == (["pump-1"], [])
     plant.tick(100)
-    assert (plant.reloads(), plant.ended) == (1, ["pump-1"])
+    assert (plant.restarts(), plant.ended) == (1, ["pump-1"])
     assert other not in plant.listed()
 
 
@@ -160,7 +162,7 @@ def test_several_at_once_are_one_list(plant: Plant) -> None:
         plant.revoke(f"pump-{number}")
     plant.tick()
     plant.tick(SETTLE_SECONDS)
-    assert (plant.listed(), plant.reloads(), plant.ended) == (serials, 1, ["pump-1", "pump-2", "pump-3"])
+    assert (plant.listed(), plant.restarts(), plant.ended) == (serials, 1, ["pump-1", "pump-2", "pump-3"])
 
 
 def test_one_that_is_revoked_while_the_broker_reads_is_listed_before_its_session_ends(plant: Plant) -> None:
@@ -188,10 +190,66 @@ def test_a_server_that_is_killed_between_list_and_session_ends_it_after_the_star
     plant.revoke("pump-1")
     plant.tick()
     plant.restart()
+    plant.tick()  # the note says that the broker has read the list
+    assert (plant.listed(), plant.restarts(), plant.ended) == ({serial}, 1, ["pump-1"])
+
+
+@pytest.mark.parametrize("survives", ["nothing", "the list", "the list, and the note on another one"])
+def test_a_server_that_is_killed_before_the_broker_has_read_the_list_has_it_read(
+    plant: Plant, survives: str
+) -> None:
+    serial = plant.enrol("pump-1")
+    plant.revoke("pump-1")
     plant.tick()
-    assert plant.ended == []  # the list again: nobody knows whether the broker read it
+    listed, note = plant.broker / LIST, plant.broker / READ
+    if survives == "nothing":
+        listed.unlink()
+    if survives == "the list, and the note on another one":
+        note.write_text("0" * 64)
+    else:
+        note.unlink()
+    plant.restart()
+    plant.tick()
+    assert (plant.restarts(), plant.ended) == (2, [])
     plant.tick(SETTLE_SECONDS)
-    assert (plant.listed(), plant.reloads(), plant.ended) == ({serial}, 2, ["pump-1"])
+    assert (plant.listed(), plant.restarts(), plant.ended) == ({serial}, 2, ["pump-1"])
+
+
+def test_a_list_that_was_changed_by_hand_is_read_again(plant: Plant) -> None:
+    """With a device missing from it, the note beside it does not fit."""
+    serial = plant.enrol("pump-1")
+    plant.revoke("pump-1")
+    plant.tick()
+    plant.tick(SETTLE_SECONDS)
+    broker_config.write_revocations(plant.broker, plant.authority, [], NOW)
+    plant.restart()
+    plant.tick()
+    assert (plant.listed(), plant.restarts()) == ({serial}, 2)
+
+
+def test_a_start_of_the_server_disturbs_no_broker_that_has_read_the_list(plant: Plant) -> None:
+    plant.enrol("pump-1")
+    plant.revoke("pump-1")
+    plant.tick()
+    for _ in range(3):
+        plant.restart()
+        plant.tick(SETTLE_SECONDS)
+    assert (plant.restarts(), plant.ended) == (1, ["pump-1"])
+
+
+def test_the_server_and_an_operators_command_start_the_broker_anew_once(plant: Plant) -> None:
+    plant.enrol("pump-1")
+    plant.revoke("pump-1")
+    server = plant.revocations
+    with broker_restart.alone(plant.broker) as alone:
+        assert alone
+        plant.tick()
+        assert (plant.restarts(), plant.listed()) == (0, set())  # the other one is at it
+    plant.start()
+    plant.tick()
+    plant.revocations = server
+    plant.tick(SETTLE_SECONDS)
+    assert (plant.restarts(), plant.ended) == (1, ["pump-1"])
 
 
 def test_a_server_that_is_killed_in_the_middle_of_it_goes_on(
@@ -226,15 +284,17 @@ def test_while_the_broker_is_away_it_is_tried_again(plant: Plant, caplog: pytest
     plant.away = True
     plant.tick()
     plant.tick(SETTLE_SECONDS)
+    assert caplog.text == ""  # it is just starting
+    plant.tick(START_SECONDS)
     assert "revocations do not reach the broker, which is tried again: the broker is away" in caplog.text
     plant.away = False
     plant.tick(RETRY_SECONDS / 2)
     assert plant.ended == []
     plant.tick(RETRY_SECONDS / 2)
-    assert (plant.ended, plant.reloads()) == (["pump-1"], 1)
+    assert (plant.ended, plant.restarts()) == (["pump-1"], 1)
 
 
-@pytest.mark.parametrize("command", [("false",), ("/nonexistent/reload",)])
+@pytest.mark.parametrize("command", [("false",), ("/nonexistent/restart",)])
 def test_no_session_ends_before_the_broker_has_the_list(
     plant: Plant, command: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -244,7 +304,7 @@ def test_no_session_ends_before_the_broker_has_the_list(
     plant.start(*command)
     for _ in range(3):
         plant.tick(RETRY_SECONDS)
-    assert "trust.reload_command failed" in caplog.text
+    assert "trust.restart_command failed" in caplog.text
     assert plant.ended == []
     plant.start()
     plant.tick()
@@ -265,7 +325,7 @@ def test_a_disk_that_is_full_is_tried_again(
         patch.setattr(broker_config.whole_files, "write", full)
         plant.tick()
     assert "No space left" in caplog.text
-    assert plant.reloads() == 0
+    assert plant.restarts() == 0
     plant.tick(RETRY_SECONDS)
     plant.tick(SETTLE_SECONDS)
     assert plant.ended == ["pump-1"]
@@ -298,7 +358,7 @@ def test_a_device_without_a_certificate_needs_no_list(plant: Plant) -> None:
     plant.store.register_device("by-hand", private_key(9).public, NOW)
     plant.revoke("by-hand")
     plant.tick()
-    assert (plant.ended, plant.reloads()) == (["by-hand"], 0)
+    assert (plant.ended, plant.restarts()) == (["by-hand"], 0)
 
 
 def test_what_has_ended_by_itself_leaves_the_list(plant: Plant) -> None:
@@ -318,54 +378,54 @@ def test_quarantine_is_nothing_for_the_broker(plant: Plant) -> None:
     plant.store.set_status("pump-1", QUARANTINED, "odd", NOW)
     plant.tick()
     plant.tick(SETTLE_SECONDS)
-    assert (plant.ended, plant.reloads()) == ([], 0)
+    assert (plant.ended, plant.restarts()) == ([], 0)
 
 
 class TestWithoutACommand:
-    def start(self, plant: Plant, pid: str | None) -> None:
+    def start(self, plant: Plant) -> None:
         plant.revocations = Revocations(
             plant.store, plant.authority, BrokerConfig(), plant.clock, directory=plant.broker
         )
-        if pid is not None:
-            (plant.broker / PID_FILE).write_text(pid, "ascii")
         plant.enrol("pump-1")
         plant.revoke("pump-1")
 
-    def test_the_broker_is_told_by_a_signal(self, on_sqlite: Plant) -> None:
-        told = on_sqlite.folder / "told"
-        program = (
-            "import signal, sys, time, pathlib\n"
-            "signal.signal(signal.SIGHUP, lambda *_: (pathlib.Path(sys.argv[1]).touch(), sys.exit()))\n"
-            "print('ready', flush=True)\n"
-            "time.sleep(60)\n"
-        )
-        with subprocess.Popen([sys.executable, "-c", program, told], stdout=subprocess.PIPE) as broker:
-            assert broker.stdout is not None
-            broker.stdout.readline()
-            self.start(on_sqlite, f"{broker.pid}\n")
+    def test_the_broker_is_ended_and_reads_the_list_when_it_starts(self, on_sqlite: Plant) -> None:
+        with running_broker(on_sqlite.broker) as broker:
+            self.start(on_sqlite)
             on_sqlite.tick()
-            broker.wait(timeout=60)
-        assert told.exists()
+            assert broker.wait(timeout=60) == 0
+        assert on_sqlite.ended == []
+        on_sqlite.away = True
         on_sqlite.tick(SETTLE_SECONDS)
+        on_sqlite.away = False
+        with running_broker(on_sqlite.broker):
+            on_sqlite.tick(SETTLE_SECONDS)
         assert on_sqlite.ended == ["pump-1"]
 
-    @pytest.mark.parametrize("pid", [None, "", "nonsense", "0", "-1", "1", "9" * 30, "1.5", "4194304999"])
-    def test_a_broker_that_does_not_run_reads_the_list_when_it_starts(
-        self, on_sqlite: Plant, pid: str | None, monkeypatch: pytest.MonkeyPatch
+    def test_one_that_nobody_starts_again_is_an_error_that_says_so(
+        self, on_sqlite: Plant, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Nor is a signal ever sent to a group of processes, or to all."""
-        kill, told = os.kill, []
+        with running_broker(on_sqlite.broker):
+            self.start(on_sqlite)
+            on_sqlite.tick()
+        on_sqlite.away = True
+        on_sqlite.tick(START_SECONDS)
+        assert "what supervises it must start it again whenever it ends" in caplog.text
+        assert on_sqlite.ended == []
 
-        def watch(number: int, signal_number: int) -> None:
-            told.append(number)
-            kill(number, 0 if number <= 1 else signal_number)
-
-        monkeypatch.setattr(os, "kill", watch)
-        self.start(on_sqlite, pid)
+    def test_a_broker_that_answers_but_is_not_seen_may_not_have_read_it(
+        self, on_sqlite: Plant, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It runs in a container, or on another machine."""
+        self.start(on_sqlite)
         on_sqlite.tick()
         on_sqlite.tick(SETTLE_SECONDS)
         assert on_sqlite.ended == ["pump-1"]
-        assert [number for number in told if number <= 1] == []
+        assert "start it anew, and set trust.restart_command" in caplog.text
+        on_sqlite.restart()
+        on_sqlite.tick()
+        on_sqlite.tick(SETTLE_SECONDS)
+        assert on_sqlite.restarts() == 1  # nobody knows whether the list was read
 
     def test_a_broker_of_another_user_is_named(
         self, on_sqlite: Plant, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -373,11 +433,12 @@ class TestWithoutACommand:
         def denied(_pid: int, _signal: signal.Signals) -> None:
             raise PermissionError(1, "Operation not permitted")
 
-        monkeypatch.setattr(os, "kill", denied)
-        self.start(on_sqlite, "12345")
-        on_sqlite.tick()
-        assert "cannot be told to read the list of revoked certificates" in caplog.text
-        assert "set trust.reload_command" in caplog.text
+        with running_broker(on_sqlite.broker), monkeypatch.context() as patch:
+            patch.setattr(os, "kill", denied)
+            self.start(on_sqlite)
+            on_sqlite.tick()
+        assert "cannot be ended, so that it reads the list of revoked certificates" in caplog.text
+        assert "set trust.restart_command" in caplog.text
         assert on_sqlite.ended == []
 
 

@@ -18,13 +18,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from benchmarks.attack_client import PATIENCE_SECONDS, Attempt, Client, Heard, Identity
 from runtime.broker import BrokerConfig
-from server import broker_config
+from server import broker_config, broker_restart
 from server.authority import Authority
 from server.broker import BrokerSupervisor, free_port
 
 FEDERATION = "plant"
 PREFIX = f"fl/v1/{FEDERATION}"
 DAY = 86400.0
+BRIDGED = "Received SUBSCRIBE from graftwork-bridge"
 DeviceKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
 
@@ -153,16 +154,13 @@ class SecureBroker:
         for identity in identities:
             self._revoked[identity.serial] = clock()
             broker_config.write_revocations(self.written, self.authority, self._revoked.items(), clock())
-            self.reload()
+            self.end()
 
-    def reload(self) -> None:
-        """Have the brokers read their files again, and wait until the one for devices has done so."""
-        before = self.log().count("Reloading config.")
-        self.supervisor.reload()
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while self.log().count("Reloading config.") == before:
-            assert time.monotonic() < deadline, "the broker did not reload"
-            time.sleep(0.02)
+    def end(self) -> None:
+        """Have the broker end, as the server does, and wait until its supervisor has started it again."""
+        times = self.log().count(BRIDGED)
+        assert broker_restart.restart(self.written)
+        self.wait_for_the_bridge(times + 1)
 
     def log(self) -> str:
         """Of the broker for devices."""
@@ -170,10 +168,10 @@ class SecureBroker:
             return self.supervisor.log_file.read_text("utf-8", "replace")
         return ""
 
-    def wait_for_the_bridge(self) -> None:
-        """Wait until requests of the enrolment broker reach the other one."""
+    def wait_for_the_bridge(self, times: int = 1) -> None:
+        """Wait until requests of the enrolment broker reach the other one, which has seen it come `times`."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while "Received SUBSCRIBE from graftwork-bridge" not in self.log():
+        while self.log().count(BRIDGED) < times:
             assert time.monotonic() < deadline, "the bridge did not connect"
             time.sleep(0.02)
 
