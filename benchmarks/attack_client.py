@@ -5,6 +5,7 @@ Every call waits for the broker's answer and returns it, so that "nothing came" 
 
 import ssl
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -158,6 +159,23 @@ class Client:
         """Wait until the broker closes the connection; its reason."""
         self.wait(lambda: self.disconnected, "the end of the connection")
         return self.disconnected
+
+    def come_back(self) -> None:
+        """Connect again, to the session that the broker keeps, after it ended the connection.
+
+        Raises:
+            AttackError: it does not let this client in.
+        """
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            self.close()
+            self._greeting, self.disconnected = None, ""
+            attempt = self.connect(clean_start=False)
+            if attempt.connected:
+                return
+            if time.monotonic() > deadline:
+                raise AttackError(f"did not get in again: {attempt.answer}")
+            time.sleep(0.05)
 
     def close(self, *, with_will: bool = False) -> None:
         """End the connection.

@@ -70,6 +70,7 @@ class Stage(Parties):
         self.programs = Federation(self.experiment, verbose=True)
         super().__init__(directory, self.experiment, secured, self.programs)
         self.back_door = free_port()
+        self._hand = Client(self.back_door, "hand")
         with (self.written / BROKER).open("a", encoding="utf-8") as file:
             file.write(BACK_DOOR.format(port=self.back_door))
         self.broker = BrokerSupervisor(self.written, configuration=self.written)
@@ -86,9 +87,9 @@ class Stage(Parties):
             stack.callback(self._let_go)
             self.programs.push(PACKAGE)
             self.programs.server.start()
-            self.hand = stack.enter_context(Client(self.back_door, "hand"))
-            self.hand.connect()
-            self.hand.listen("#")
+            stack.enter_context(self._hand)
+            self._hand.connect(clean_start=False)
+            self._hand.listen("#")
             self.until(lambda: self.hand.payloads(self.topics.all("trust")), "the server's word on its keys")
             self.keys = ServerKeys.load_or_make(self.data, "", self.store.newest_root())
             for name in ("mallory", "honest"):
@@ -100,6 +101,13 @@ class Stage(Parties):
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    @property
+    def hand(self) -> Client:
+        """Hears and publishes everything; comes back when the broker was started anew for a revocation."""
+        if self._hand.disconnected:
+            self._hand.come_back()
+        return self._hand
 
     def updates(self, number: int) -> dict[str, bytes]:
         """Envelope of each update that is counted in a round."""
