@@ -26,7 +26,7 @@ def _registered(stage: Stage) -> dict[str, bytes]:
 
 def _refused(stage: Stage, name: str, folder: str, token: str, words: str) -> Finding:
     """Ask for a certificate that is not to be given."""
-    before = _registered(stage)
+    before, mark = _registered(stage), stage.logs.mark()
     answer = stage.enrol(name, token, folder)
     certified = stage.files(folder).validity() is not None
     honest = f"new-{len(before)}"
@@ -36,7 +36,7 @@ def _refused(stage: Stage, name: str, folder: str, token: str, words: str) -> Fi
         client.publish(stage.topics.up(honest, "state"), stage.state(honest))
     changed = {k: v for k, v in _registered(stage).items() if k != honest} != before
     control = "a device with a good token got in"
-    return Finding(certified or changed, control, stage.logs.server_log(name, words), answer)
+    return Finding(certified or changed, control, stage.logs.server_log(mark, name, words), answer)
 
 
 @IDENTITY.add("guess a token", "random tokens of the right form")

@@ -46,7 +46,7 @@ class Logs:
 
     def mark(self) -> Mark:
         """Now, in all logs."""
-        files = [self._broker, self._newcomers, *self._agents.values()]
+        files = [self._broker, self._newcomers, self._server.log_file, *self._agents.values()]
         newest = self._store.refusals()[:1]
         return Mark(
             {path: path.stat().st_size if path.exists() else 0 for path in files},
@@ -88,11 +88,11 @@ class Logs:
 
         return _soon(look)
 
-    def server_log(self, device: str, words: str) -> Trace:
-        """What the server's log says of a device."""
+    def server_log(self, mark: Mark, device: str, words: str) -> Trace:
+        """What the server's log says of a device since a mark."""
 
         def look() -> Trace | None:
-            for line in reversed(self._server.last_words(60).splitlines()):
+            for line in self._new_text(self._server.log_file, mark).splitlines():
                 _, found, rest = line.partition(f"device={device} ")
                 if found and words in rest:
                     return Trace("server", device, rest)

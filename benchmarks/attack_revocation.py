@@ -77,7 +77,7 @@ def _later_updates(stage: Stage) -> Finding:
 
 @REVOCATION.add("enrol again with a revoked key", "a new token, the same key")
 def _enrol_again(stage: Stage) -> Finding:
-    answer = stage.enrol(DEVICE)
-    trace = stage.logs.server_log(DEVICE, "revoked")
+    mark, answer = stage.logs.mark(), stage.enrol(DEVICE)
+    trace = stage.logs.server_log(mark, DEVICE, "revoked")
     status = stage.row(DEVICE)["status"]
     return Finding(not answer or status != "revoked", stage.honest_word(), trace, answer)

@@ -124,13 +124,15 @@ def _swapped(stage: Stage) -> Finding:
 
 @UPDATES.add("replay an update in its round", "the same bytes three times")
 def _replayed(stage: Stage) -> Finding:
-    return _offered(stage, COUNTED, [stage.sealed(COUNTED, 1)] * 3)
+    mark, finding = stage.logs.mark(), _offered(stage, COUNTED, [stage.sealed(COUNTED, 1)] * 3)
+    return replace(finding, trace=stage.logs.server_log(mark, COUNTED, "duplicate"))
 
 
 @UPDATES.add("count a device twice in a round", "a device's own key, another update of the same round")
 def _second_update(stage: Stage) -> Finding:
     second = _envelope(stage, COUNTED, stage.key(COUNTED), weight=1)
-    return _offered(stage, COUNTED, [_seal(stage, COUNTED, second)])
+    mark, finding = stage.logs.mark(), _offered(stage, COUNTED, [_seal(stage, COUNTED, second)])
+    return replace(finding, trace=stage.logs.server_log(mark, COUNTED, "another update of this round"))
 
 
 @UPDATES.add(
@@ -158,7 +160,7 @@ def _later_round(stage: Stage) -> Finding:
     for device in MACHINES:
         control = _inject(stage, device, [stage.sealed(device, 1)])
     changed = (stage.updates(1), stage.updates(2)) != before
-    return Finding(changed, control, stage.logs.server(mark, VICTIM))
+    return Finding(changed, control, stage.logs.server_log(mark, VICTIM, "duplicate"))
 
 
 @UPDATES.add("call an update of round 1 one of round 2", "the round in its header changed")
@@ -181,7 +183,7 @@ def _after_restart(stage: Stage) -> Finding:
         stage.hand.publish(_topic(stage, device), stage.sealed(device, number))
     stage.honest_word()
     changed = (stage.updates(1), stage.updates(2)) != before
-    trace = stage.logs.server(mark, COUNTED)
+    trace = stage.logs.server_log(mark, COUNTED, "duplicate")
     stage.reach(3)
     for number in (1, 2):
         _check_journal(stage, number)
