@@ -17,11 +17,15 @@ from firmware_tools.boot_test import DEFAULT, load_script, play
 from firmware_tools.build.image import image_steps
 from firmware_tools.build.plan import Plan, file_sha256
 from firmware_tools.build.requirements import lock
-from firmware_tools.build.rootfs import MOMENT, rootfs_steps
+from firmware_tools.build.rootfs import rootfs_steps
 from firmware_tools.build.spec import TargetSpec, check_version, load_spec
+from firmware_tools.build.tar_merge import MOMENT
+from firmware_tools.build.ways import way_of
 from firmware_tools.bundles import BundleFacts, Signer, make_bundle, verify_bundle
 from firmware_tools.errors import FirmwareError
+from firmware_tools.image_check import check_image
 from firmware_tools.machine import GUEST_HOST, Machine
+from firmware_tools.machine_models import MODELS, MachineModel
 from firmware_tools.signing_keys import KEYRING, ROOTS, SIGNER, make_keys, make_signer
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))) / "graftwork-firmware"
@@ -61,6 +65,10 @@ def add_commands(commands: Any) -> None:
         "--overlay", type=Path, metavar="DIR", help="more files of the root file system; they win"
     )
     build.add_argument(
+        "--firmware", type=Path, metavar="DIR",
+        help="the board's own boot files, e.g. start4.elf (default: Debian's, where it has them)",
+    )  # fmt: skip
+    build.add_argument(
         "--test-console", action="store_true", help="log root in on the serial line; for boottest alone"
     )
     build.add_argument("--plan", action="store_true", help="print every command and do nothing")
@@ -88,6 +96,9 @@ def add_commands(commands: Any) -> None:
         "--port", action="append", default=[], metavar="GUEST:HOST",
         help=f"let the guest reach a port of this machine's loopback as {GUEST_HOST}:GUEST (repeat)",
     )  # fmt: skip
+    test.add_argument(
+        "--architecture", choices=MODELS, help="of the machine (default: what release.json beside it says)"
+    )
     test.add_argument("--log", type=Path, help="keep what came over the serial line")
     test.set_defaults(command=_boot_test)
 
@@ -104,11 +115,16 @@ def add_commands(commands: Any) -> None:
 
 
 def add_verify_commands(verify: Any) -> None:
-    """Add `verify bundle`."""
+    """Add `verify bundle` and `verify image`."""
     bundle = verify.add_parser("bundle", help="check a bundle's signature and every byte of its payload")
     bundle.add_argument("bundle", type=Path)
     bundle.add_argument("--keyring", type=Path, required=True, help="keyring.pem that devices have")
     bundle.set_defaults(command=_verify_bundle)
+    text = "check an image as `build` made it: partitions, file systems, boot state, every byte of the system"
+    image = verify.add_parser("image", help=text, description=text)
+    image.add_argument("image", type=Path, help="its release.json lies beside it")
+    image.add_argument("--target", help="a .toml file, where it is no built-in target")
+    image.set_defaults(command=_verify_image)
 
 
 def _doctor(options: argparse.Namespace) -> None:
@@ -141,7 +157,7 @@ def _build(options: argparse.Namespace) -> None:
         wheel = options.wheel or _wheel(options.project, Path(folder))
         steps = rootfs_steps(
             spec, wheel, lock_file, version, options.keyring.read_bytes(),
-            test_console=options.test_console, overlay=options.overlay,
+            test_console=options.test_console, overlay=options.overlay, firmware=options.firmware,
         )  # fmt: skip
         plan = Plan([*steps, *image_steps(spec)])
         if options.plan:
@@ -149,11 +165,10 @@ def _build(options: argparse.Namespace) -> None:
             return
         started = time.monotonic()
         outputs = plan.run(options.cache, say=lambda line: print(line, file=sys.stderr, flush=True))
-    _hand_out(spec, version, outputs, options.output)
-    print(
-        f"{options.output / 'image.img'}: version {version} of {spec.name}, "
-        f"{time.monotonic() - started:.0f} s"
-    )
+    made = _hand_out(spec, version, outputs, options.output)
+    print(f"{made}: version {version} of {spec.name}, {time.monotonic() - started:.0f} s")
+    if note := way_of(spec).note:
+        print(f"{spec.name} is {note}")
 
 
 def _boot_test(options: argparse.Namespace) -> None:
@@ -162,7 +177,8 @@ def _boot_test(options: argparse.Namespace) -> None:
         folder = Path(name)
         disk = folder / "disk.img"
         subprocess.run(["cp", "--sparse=always", str(options.image), str(disk)], check=True)  # noqa: S603, S607
-        machine = Machine(folder, disk, ports=_ports(options.port), disks=options.disk)
+        model = _model(options.architecture, options.image)
+        machine = Machine(folder, disk, ports=_ports(options.port), disks=options.disk, model=model)
         try:
             with machine:
                 play(machine, script, lambda line: print(line, file=sys.stderr, flush=True))
@@ -182,20 +198,36 @@ def _ports(texts: list[str]) -> dict[int, int]:
     return ports
 
 
-def _hand_out(spec: TargetSpec, version: str, outputs: dict[str, Path], folder: Path) -> None:
-    """Copy what came out, with a description that later commands read."""
+def _model(architecture: str | None, image: Path) -> MachineModel:
+    """The machine for an image, as its description says; without one, as most are."""
+    if architecture is None:
+        described = image.with_name("release.json")
+        try:
+            architecture = str(json.loads(described.read_text("utf-8")).get("architecture", "amd64"))
+        except (OSError, ValueError, AttributeError):
+            architecture = "amd64"
+        if architecture not in MODELS:
+            raise FirmwareError(f"{described}: expected an architecture of {', '.join(MODELS)}")
+    return MODELS[architecture]
+
+
+def _hand_out(spec: TargetSpec, version: str, outputs: dict[str, Path], folder: Path) -> Path:
+    """Copy what came out, with a description that later commands read; returns what is for the board."""
     folder.mkdir(parents=True, exist_ok=True)
-    image, rootfs = folder / "image.img", folder / "rootfs.squashfs"
-    for source, target in ((outputs["image"], image), (outputs["rootfs"], rootfs)):
-        subprocess.run(["cp", "--sparse=always", "--reflink=auto", str(source), str(target)], check=True)  # noqa: S603, S607
     facts = {
         "target": spec.name,
         "compatible": spec.compatible,
+        "architecture": spec.architecture,
         "version": version,
-        "image_sha256": file_sha256(image),
-        "rootfs_sha256": file_sha256(rootfs),
     }
+    products = way_of(spec).products
+    for name, file_name in products.items():
+        target = folder / file_name
+        command = ["cp", "--sparse=always", "--reflink=auto", str(outputs[name]), str(target)]
+        subprocess.run(command, check=True)  # noqa: S603
+        facts[f"{name}_sha256"] = file_sha256(target)
     (folder / "release.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    return folder / next(iter(products.values()))
 
 
 def _wheel(project: Path, folder: Path) -> Path:
@@ -253,6 +285,10 @@ def _bundle(options: argparse.Namespace) -> None:
         f"{options.output}: version {bundle.version} for {bundle.compatible}, "
         f"{options.output.stat().st_size:,} bytes"
     )
+
+
+def _verify_image(options: argparse.Namespace) -> None:
+    print("\n".join(check_image(options.image, options.target)))
 
 
 def _verify_bundle(options: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
     base     Debian packages, a user for the agent         mmdebstrap
     wheels   the agent and its locked requirements         pip, and trimmed
     system   both, with the wheels compiled to bytecode    mmdebstrap as a way into the tree, without packages
-    rootfs   units, configuration and version over it      tar, then mksquashfs
+    rootfs   units, configuration and version over it      tar, then packed
 
 No step needs root where mmdebstrap can do without (user namespaces), and none mounts anything.
 """
@@ -13,16 +13,16 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-from firmware_tools.build.layout import SLOTS, layout_of
 from firmware_tools.build.plan import Step
 from firmware_tools.build.requirements import SITE, fetch_command
 from firmware_tools.build.spec import TargetSpec
-from firmware_tools.build.squashfs import SETTINGS, pack
-from firmware_tools.build.tar_merge import Entry, folder_layer, merge
+from firmware_tools.build.tar_merge import MOMENT, Entry, folder_layer, merge, tar_layer
+from firmware_tools.build.ways import way_of
+from firmware_tools.build.ways.way import BOOT_NAME
 
-MOMENT = 1_700_000_000
-"""Unix seconds that every file is of: SOURCE_DATE_EPOCH."""
 USER_ID = 990
+DEFAULT_BOOT = "grub-efi"
+"""What a device takes itself to have where nothing is said."""
 PACKAGES = (
     "systemd", "systemd-sysv", "systemd-resolved", "udev", "dbus", "kmod", "iproute2", "util-linux",
     "e2fsprogs", "dosfstools", "ca-certificates", "python3", "initramfs-tools", "zstd", "rauc",
@@ -41,6 +41,17 @@ MODULES = (
     "nvme",
     "sd_mod",
 )
+FOREIGN_MODULES = (
+    "mmc_block",
+    "sdhci_pci",
+    "sdhci_iproc",
+    "sdhci_brcmstb",
+    "usb_storage",
+    "uas",
+    "xhci_pci",
+    "virtio_mmio",
+)
+"""Beside MODULES, where the initramfs holds nothing else."""
 PROGRAMS = {"graftwork-agent": "agent.__main__", "graftwork-firmware": "firmware_tools.__main__"}
 ENABLED = ("graftwork-seed", "graftwork-agent", "graftwork-health", "systemd-networkd", "systemd-resolved")
 MASKED = (
@@ -63,6 +74,7 @@ def rootfs_steps(
     *,
     test_console: bool = False,
     overlay: Path | None = None,
+    firmware: Path | None = None,
 ) -> list[Step]:
     """Steps to the root file system of a version.
 
@@ -74,11 +86,13 @@ def rootfs_steps(
         keyring: certificates (PEM) that bundles must be signed under.
         test_console: logs root in on the serial line; never for a device.
         overlay: folder of more files, which win over all others.
+        firmware: folder with the board's own boot files, where Debian's are not to be taken.
     """
     files = device_files(spec, version, keyring, test_console=test_console)
     if overlay is not None:
         files |= folder_layer(overlay, ".")
-    return [_base(spec), _wheels(spec, wheel, lock_file), _system(spec), _rootfs(version, files)]
+    steps = [_base(spec), _wheels(spec, wheel, lock_file), _system(spec)]
+    return [*steps, *way_of(spec).before(spec, firmware), _rootfs(spec, version, files)]
 
 
 def device_files(
@@ -104,19 +118,29 @@ def device_files(
         files[f"./usr/bin/{name}"] = Entry(_program(spec, module), mode=0o755)
     units = "./etc/systemd/system"
     if test_console:
-        files[f"{units}/serial-getty@ttyS0.service.d/autologin.conf"] = Entry(AUTOLOGIN)
+        serial = spec.console.partition(",")[0] or "ttyS0"
+        files[f"{units}/serial-getty@{serial}.service.d/autologin.conf"] = Entry(AUTOLOGIN)
     for name in ENABLED:
         home = "/etc/systemd/system" if name.startswith("graftwork") else "/usr/lib/systemd/system"
         files[f"{units}/multi-user.target.wants/{name}.service"] = Entry(link=f"{home}/{name}.service")
     for name in MASKED:
         files[f"{units}/{name}"] = Entry(link="/dev/null")
-    return files
+    if spec.boot != DEFAULT_BOOT:
+        files[BOOT_NAME] = Entry(f"{spec.boot}\n".encode())
+    return files | way_of(spec).files(spec)
 
 
 def _base(spec: TargetSpec) -> Step:
-    include = ",".join((*PACKAGES, spec.kernel, *spec.packages))
-    folder, modules = '"$1/etc/initramfs-tools"', "\\n".join(MODULES)
+    include = ",".join((*PACKAGES, *((spec.kernel,) if spec.kernel else ()), *spec.packages))
     user = f"useradd --system --uid {USER_ID} --gid {USER_ID} --no-create-home --home-dir /data/graftwork"
+    sources = [spec.suite, "{output}"]
+    if spec.sources:  # then mmdebstrap adds none by itself
+        sources += [
+            f"deb http://deb.debian.org/debian {spec.suite} main",
+            f"deb http://deb.debian.org/debian {spec.suite}-updates main",
+            f"deb http://security.debian.org/debian-security {spec.suite}-security main",
+            *spec.sources,
+        ]
     return Step(
         "base",
         f"Debian {spec.suite} for {spec.architecture}",
@@ -128,14 +152,28 @@ def _base(spec: TargetSpec) -> Step:
                 '--aptopt=APT::Install-Recommends "false"', '--aptopt=Acquire::Languages "none"',
                 "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
                 "--dpkgopt=path-exclude=/usr/share/doc/*",
-                f'--essential-hook=mkdir -p {folder} && printf "{modules}\\n" > {folder}/modules',
+                *(["--dpkgopt=force-confold"] if spec.initramfs == "list" else []),
+                f"--essential-hook={_initramfs(spec)}",
                 f'--customize-hook=chroot "$1" groupadd --system --gid {USER_ID} graftwork',
                 f'--customize-hook=chroot "$1" {user} --shell /usr/sbin/nologin graftwork',
-                spec.suite, "{output}",
+                *sources,
             ),
         ),
         environment=_ENVIRONMENT,
     )  # fmt: skip
+
+
+def _initramfs(spec: TargetSpec) -> str:
+    """A command that says, before there is a kernel, which drivers its initramfs is to hold."""
+    folder = '"$1/etc/initramfs-tools"'
+    modules = "\\n".join((*MODULES, *(FOREIGN_MODULES if spec.initramfs == "list" else ())))
+    command = f'mkdir -p {folder} && printf "{modules}\\n" > {folder}/modules'
+    if spec.initramfs == "list":
+        settings = "MODULES=list\\nCOMPRESS=zstd\\nCOMPRESSLEVEL=1\\n"
+        command += f' && mkdir -p {folder}/conf.d && printf "{settings}" > {folder}/conf.d/graftwork'
+        # Made once, with the kernel, and not again when all packages are there.
+        command += f" && echo update_initramfs=no > {folder}/update-initramfs.conf"
+    return command
 
 
 def _wheels(spec: TargetSpec, wheel: Path, lock_file: Path) -> Step:
@@ -181,23 +219,25 @@ def _system(spec: TargetSpec) -> Step:
     )  # fmt: skip
 
 
-def _rootfs(version: str, files: Mapping[str, Entry]) -> Step:
+def _rootfs(spec: TargetSpec, version: str, files: Mapping[str, Entry]) -> Step:
+    way = way_of(spec)
 
     def lay_over(output: Path, outputs: Mapping[str, Path]) -> None:
-        """Lay the device's files over the system, and pack it with mksquashfs."""
+        """Lay the device's files over the system, and pack it."""
         merged = output.with_suffix(".merged.tar")
         try:
-            merge(outputs["system"], [files], merged, MOMENT)
-            pack(merged, output, MOMENT)
+            layers = [tar_layer(outputs[name]) for name in way.layers]
+            merge(outputs["system"], [*layers, files], merged, MOMENT)
+            way.root.pack(merged, output, MOMENT)
         finally:
             merged.unlink(missing_ok=True)
 
     return Step(
         "rootfs",
         f"root file system of version {version}",
-        ".squashfs",
-        after=("system",),
-        inputs={"squashfs": SETTINGS, **{name: entry.describe() for name, entry in files.items()}},
+        way.root.suffix,
+        after=("system", *way.layers),
+        inputs={"squashfs": way.root.settings, **{name: entry.describe() for name, entry in files.items()}},
         work=lay_over,
     )
 
@@ -211,10 +251,9 @@ def _program(spec: TargetSpec, module: str) -> bytes:
 
 
 def _rauc_configuration(spec: TargetSpec) -> str:
-    layout = layout_of(spec)
     slots = "".join(
-        f"\n[slot.rootfs.{number}]\ndevice=/dev/disk/by-partuuid/{layout[name].uuid}\ntype=raw\nbootname={slot}\n"
-        for number, (slot, name) in enumerate(SLOTS.items())
+        f"\n[slot.rootfs.{number}]\ndevice={slot.device}\ntype={slot.type}\nbootname={name}\n"
+        for number, (name, slot) in enumerate(way_of(spec).slots(spec).items())
     )
     return (
         f"[system]\ncompatible={spec.compatible}\nbootloader=custom\nbundle-formats=verity\n"

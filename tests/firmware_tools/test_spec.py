@@ -39,6 +39,8 @@ def test_an_unknown_target_is_answered_with_those_that_there_are() -> None:
         ('"3.13"', '"3"', "python: expected MAJOR.MINOR"),
         ('"ttyS0,115200"', '"ttyS0; reboot"', "console: expected"),
         ("[sizes]", "[sizs]", "sizs"),
+        ("[sizes]", 'board = "x"\n[sizes]', "board: expected a name of NVIDIA's for jetson, and none else"),
+        ("[sizes]", 'initramfs = "all"\n[sizes]', "initramfs: expected one of most, list"),
         ('kernel = "linux-image-cloud-amd64"\n', "", "kernel"),
         ("[sizes]", "[sizes", "not TOML"),
     ],
