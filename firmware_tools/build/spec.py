@@ -10,7 +10,7 @@ from runtime import configuration
 from runtime.errors import SetupError
 
 ARCHITECTURES = ("amd64", "arm64")
-BOOTS = ("grub-efi",)
+BOOTS = ("grub-efi", "rpi-tryboot", "jetson")
 """Each is a file in build/ways."""
 INITRAMFS = ("most", "list")
 MIB = 1024 * 1024

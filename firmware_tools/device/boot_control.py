@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from firmware_tools.device.grub_boot import GrubBoot
+from firmware_tools.device.jetson_boot import JetsonBoot
 from firmware_tools.device.system import Device
+from firmware_tools.device.tryboot import Tryboot
 from firmware_tools.errors import FirmwareError
 
 
@@ -65,4 +67,10 @@ def boot_control(device: Device) -> BootControl:
     match device.boot_name():
         case "grub-efi":
             return GrubBoot(device)
-    raise FirmwareError(f"/etc/graftwork-boot: expected grub-efi, got {device.boot_name()!r}")
+        case "rpi-tryboot":
+            return Tryboot(device)
+        case "jetson":
+            return JetsonBoot(device)
+    raise FirmwareError(
+        f"/etc/graftwork-boot: expected grub-efi, rpi-tryboot or jetson, got {device.boot_name()!r}"
+    )

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 
 from firmware_tools.build.spec import TargetSpec
-from firmware_tools.build.ways import grub_efi
+from firmware_tools.build.ways import grub_efi, jetson, rpi_tryboot
 from firmware_tools.build.ways.way import WayToBoot
 
 WAYS: Mapping[str, WayToBoot] = {
     "grub-efi": grub_efi.GrubEfi(),
+    "rpi-tryboot": rpi_tryboot.RaspberryPi(),
+    "jetson": jetson.Jetson(),
 }
 
 
