@@ -225,10 +225,11 @@ def _unpack(tar_file: Path, folder: Path, platform: _Platform) -> list[str]:
     beginning = f"./usr/lib/grub/{platform.name}/"
     with tarfile.open(tar_file) as tar:
         for member in tar:
-            if member.isreg() and member.name.startswith(beginning):
+            name = member.name.removeprefix(beginning)
+            if member.isreg() and member.name.startswith(beginning) and "/" not in name:
                 content = tar.extractfile(member)
                 assert content is not None  # noqa: S101 - a regular file has one
-                (folder / member.name[len(beginning) :]).write_bytes(content.read())
+                (folder / name).write_bytes(content.read())
     found = _VERSION.search((folder / "normal.mod").read_bytes())
     modules = found[1].decode() if found else "unknown"
     program = run(["grub-mkimage", "--version"]).split()[-1]
