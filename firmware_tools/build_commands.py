@@ -165,7 +165,8 @@ def _build(options: argparse.Namespace) -> None:
             return
         started = time.monotonic()
         outputs = plan.run(options.cache, say=lambda line: print(line, file=sys.stderr, flush=True))
-    made = _hand_out(spec, version, outputs, options.output)
+    _hand_out(spec, version, outputs, options.output)
+    made = options.output / next(iter(way_of(spec).products.values()))
     print(f"{made}: version {version} of {spec.name}, {time.monotonic() - started:.0f} s")
     if note := way_of(spec).note:
         print(f"{spec.name} is {note}")
@@ -211,8 +212,8 @@ def _model(architecture: str | None, image: Path) -> MachineModel:
     return MODELS[architecture]
 
 
-def _hand_out(spec: TargetSpec, version: str, outputs: dict[str, Path], folder: Path) -> Path:
-    """Copy what came out, with a description that later commands read; returns what is for the board."""
+def _hand_out(spec: TargetSpec, version: str, outputs: dict[str, Path], folder: Path) -> dict[str, str]:
+    """Copy what came out, with a description that later commands read; returns that."""
     folder.mkdir(parents=True, exist_ok=True)
     facts = {
         "target": spec.name,
@@ -220,14 +221,13 @@ def _hand_out(spec: TargetSpec, version: str, outputs: dict[str, Path], folder: 
         "architecture": spec.architecture,
         "version": version,
     }
-    products = way_of(spec).products
-    for name, file_name in products.items():
+    for name, file_name in way_of(spec).products.items():
         target = folder / file_name
         command = ["cp", "--sparse=always", "--reflink=auto", str(outputs[name]), str(target)]
         subprocess.run(command, check=True)  # noqa: S603
         facts[f"{name}_sha256"] = file_sha256(target)
     (folder / "release.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
-    return folder / next(iter(products.values()))
+    return facts
 
 
 def _wheel(project: Path, folder: Path) -> Path:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
+from firmware_tools.build.debian import ENVIRONMENT, debian_step
 from firmware_tools.build.plan import Step
 from firmware_tools.build.requirements import SITE, fetch_command
 from firmware_tools.build.spec import TargetSpec
@@ -20,38 +21,8 @@ from firmware_tools.build.tar_merge import MOMENT, Entry, folder_layer, merge, t
 from firmware_tools.build.ways import way_of
 from firmware_tools.build.ways.way import BOOT_NAME
 
-USER_ID = 990
 DEFAULT_BOOT = "grub-efi"
 """What a device takes itself to have where nothing is said."""
-PACKAGES = (
-    "systemd", "systemd-sysv", "systemd-resolved", "udev", "dbus", "kmod", "iproute2", "util-linux",
-    "e2fsprogs", "dosfstools", "ca-certificates", "python3", "initramfs-tools", "zstd", "rauc",
-    "rauc-service", "libgomp1",
-)  # fmt: skip
-MODULES = (
-    "squashfs",
-    "ext4",
-    "vfat",
-    "nls_ascii",
-    "nls_cp437",
-    "virtio_blk",
-    "virtio_pci",
-    "virtio_net",
-    "ahci",
-    "nvme",
-    "sd_mod",
-)
-FOREIGN_MODULES = (
-    "mmc_block",
-    "sdhci_pci",
-    "sdhci_iproc",
-    "sdhci_brcmstb",
-    "usb_storage",
-    "uas",
-    "xhci_pci",
-    "virtio_mmio",
-)
-"""Beside MODULES, where the initramfs holds nothing else."""
 PROGRAMS = {"graftwork-agent": "agent.__main__", "graftwork-firmware": "firmware_tools.__main__"}
 ENABLED = ("graftwork-seed", "graftwork-agent", "graftwork-health", "systemd-networkd", "systemd-resolved")
 MASKED = (
@@ -62,7 +33,6 @@ MASKED = (
 AUTOLOGIN = (
     b"[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200 - $TERM\n"
 )
-_ENVIRONMENT = {"SOURCE_DATE_EPOCH": str(MOMENT)}
 
 
 def rootfs_steps(
@@ -91,7 +61,7 @@ def rootfs_steps(
     files = device_files(spec, version, keyring, test_console=test_console)
     if overlay is not None:
         files |= folder_layer(overlay, ".")
-    steps = [_base(spec), _wheels(spec, wheel, lock_file), _system(spec)]
+    steps = [debian_step(spec), _wheels(spec, wheel, lock_file), _system(spec)]
     return [*steps, *way_of(spec).before(spec, firmware), _rootfs(spec, version, files)]
 
 
@@ -128,52 +98,6 @@ def device_files(
     if spec.boot != DEFAULT_BOOT:
         files[BOOT_NAME] = Entry(f"{spec.boot}\n".encode())
     return files | way_of(spec).files(spec)
-
-
-def _base(spec: TargetSpec) -> Step:
-    include = ",".join((*PACKAGES, *((spec.kernel,) if spec.kernel else ()), *spec.packages))
-    user = f"useradd --system --uid {USER_ID} --gid {USER_ID} --no-create-home --home-dir /data/graftwork"
-    sources = [spec.suite, "{output}"]
-    if spec.sources:  # then mmdebstrap adds none by itself
-        sources += [
-            f"deb http://deb.debian.org/debian {spec.suite} main",
-            f"deb http://deb.debian.org/debian {spec.suite}-updates main",
-            f"deb http://security.debian.org/debian-security {spec.suite}-security main",
-            *spec.sources,
-        ]
-    return Step(
-        "base",
-        f"Debian {spec.suite} for {spec.architecture}",
-        ".tar",
-        (
-            (
-                "mmdebstrap", "--quiet", "--variant=minbase", f"--architectures={spec.architecture}",
-                f"--include={include}",
-                '--aptopt=APT::Install-Recommends "false"', '--aptopt=Acquire::Languages "none"',
-                "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
-                "--dpkgopt=path-exclude=/usr/share/doc/*",
-                *(["--dpkgopt=force-confold"] if spec.initramfs == "list" else []),
-                f"--essential-hook={_initramfs(spec)}",
-                f'--customize-hook=chroot "$1" groupadd --system --gid {USER_ID} graftwork',
-                f'--customize-hook=chroot "$1" {user} --shell /usr/sbin/nologin graftwork',
-                *sources,
-            ),
-        ),
-        environment=_ENVIRONMENT,
-    )  # fmt: skip
-
-
-def _initramfs(spec: TargetSpec) -> str:
-    """A command that says, before there is a kernel, which drivers its initramfs is to hold."""
-    folder = '"$1/etc/initramfs-tools"'
-    modules = "\\n".join((*MODULES, *(FOREIGN_MODULES if spec.initramfs == "list" else ())))
-    command = f'mkdir -p {folder} && printf "{modules}\\n" > {folder}/modules'
-    if spec.initramfs == "list":
-        settings = "MODULES=list\\nCOMPRESS=zstd\\nCOMPRESSLEVEL=1\\n"
-        command += f' && mkdir -p {folder}/conf.d && printf "{settings}" > {folder}/conf.d/graftwork'
-        # Made once, with the kernel, and not again when all packages are there.
-        command += f" && echo update_initramfs=no > {folder}/update-initramfs.conf"
-    return command
 
 
 def _wheels(spec: TargetSpec, wheel: Path, lock_file: Path) -> Step:
@@ -215,7 +139,7 @@ def _system(spec: TargetSpec) -> Step:
             ),
         ),
         after=("base", "wheels"),
-        environment=_ENVIRONMENT,
+        environment=ENVIRONMENT,
     )  # fmt: skip
 
 
