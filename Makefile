@@ -7,8 +7,8 @@ INPUTS ?= 1000000
 LABELS ?=
 DATA ?=
 RUN ?= runs/demo
-FIRMWARE_TOOLS = mmdebstrap uidmap squashfs-tools dosfstools mtools fdisk grub-efi-amd64-bin grub-common rauc \
-	bmap-tools qemu-system-x86 ovmf mosquitto
+SMALL_IMAGE_TOOLS = squashfs-tools dosfstools mtools fdisk grub-efi-amd64-bin grub-common rauc bmap-tools
+FIRMWARE_TOOLS = $(SMALL_IMAGE_TOOLS) mmdebstrap uidmap qemu-system-x86 ovmf mosquitto
 FIRMWARE_TOOLS_ARM64 = qemu-user-static arch-test qemu-system-arm qemu-efi-aarch64
 
 # The demo's environment has no torch, like a device; the other one has everything.
@@ -47,7 +47,11 @@ firmware-tools-arm64: firmware-tools  ## what images for arm64 need beside; no t
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(FIRMWARE_TOOLS_ARM64) > /dev/null
 	$(VENV)/bin/graftwork-firmware doctor
 
-test: $(VENV)/installed mosquitto postgresql  ## every test
+.PHONY: test-firmware
+test-firmware: $(VENV)/installed mosquitto firmware-tools  ## boots device images: a whole life with updates, refusals, power cuts
+	GRAFTWORK_BOOT=1 $(VENV)/bin/python -m pytest tests/boot
+
+test: $(VENV)/installed mosquitto postgresql small-image-tools  ## every test
 	$(VENV)/bin/python -m pytest
 
 bench: $(VENV)/installed mosquitto  ## the published figures; the real data sets are in $$GRAFTWORK_DATA
@@ -131,6 +135,14 @@ mosquitto:
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq mosquitto > /dev/null; } || \
 	echo "mosquitto is not installed: the tests that need it are skipped (Debian: apt install mosquitto)"
 
+.PHONY: small-image-tools
+small-image-tools:
+	@PATH="$$PATH:/usr/sbin:/sbin"; ( for tool in mksquashfs mkfs.vfat mcopy sfdisk grub-mkimage rauc bmaptool; do \
+	  command -v $$tool > /dev/null || exit 1; done; test -d /usr/lib/grub/x86_64-efi ) || \
+	{ [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -y -qq --no-install-recommends $(SMALL_IMAGE_TOOLS) > /dev/null; } || \
+	echo "tests of small images are skipped (Debian: apt install $(SMALL_IMAGE_TOOLS))"
+
 .PHONY: postgresql
 postgresql:
 	@ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || command -v initdb > /dev/null || \
@@ -147,7 +159,7 @@ $(DEMO_VENV)/installed: pyproject.toml
 $(VENV)/installed: pyproject.toml
 	@echo "setting up the environment in $(VENV), with torch; takes minutes, once" >&2
 	@$(call make_environment,$(VENV))
-	$(VENV)/bin/python -m pip install --quiet --editable '.[simulation,models,postgresql]' --group test --group lint
+	$(VENV)/bin/python -m pip install --quiet --editable '.[simulation,models,postgresql,firmware]' --group test --group lint
 	@touch $@
 
 clean:  ## remove environments and runs

@@ -9,11 +9,13 @@ from typing import Any
 
 from firmware_tools import (
     build_commands,
+    bundle_commands,
     device_commands,
     device_identity,
     flash_commands,
     golden,
     provision_commands,
+    release_commands,
 )
 from firmware_tools.errors import FirmwareError
 from firmware_tools.trim import trim
@@ -31,12 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(command=_trim)
     build_commands.add_commands(commands)
+    bundle_commands.add_commands(commands)
+    release_commands.add_commands(
+        _group(commands, "release", "a signed index of bundles that devices follow")
+    )
     provision_commands.add_commands(commands)
     flash_commands.add_commands(commands)
     verify = _group(commands, "verify", "check media and root file systems")
     flash_commands.add_verify_commands(verify)
     golden.add_commands(verify)
     build_commands.add_verify_commands(verify)
+    bundle_commands.add_verify_commands(verify)
     device = _group(
         commands, "device", "what runs on the device itself: health gate, updates, boot state, seed"
     )

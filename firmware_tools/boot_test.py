@@ -8,8 +8,10 @@ A script is TOML, one `[[step]]` after another, each with one of:
     loader = "A"          wait for the boot loader alone; the slot that it must choose
     send = "COMMAND"      type it, and wait for nothing
     cut_power = true      kill the machine, and switch it on again
+    host = "COMMAND"      run it on this machine, by the shell, e.g. to wait for what a server has received
 """
 
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,20 +32,23 @@ class Step:
     loader: str | None = None
     send: str | None = None
     cut_power: bool = False
+    host: str | None = None
     status: int = 0
     contains: str = ""
     seconds: float = 300.0
 
     def __post_init__(self) -> None:
-        chosen = [self.boot, self.run, self.reboot, self.loader, self.send, self.cut_power or None]
-        if sum(value is not None for value in chosen) != 1:
-            raise ValueError("expected one of boot, run, reboot, loader, send, cut_power")
+        chosen = [self.boot, self.run, self.reboot, self.loader, self.send, self.host]
+        if sum(value is not None for value in chosen) + self.cut_power != 1:
+            raise ValueError("expected one of boot, run, reboot, loader, send, host, cut_power")
 
     @property
     def text(self) -> str:
         """For people."""
         if self.run is not None or self.send is not None:
             return self.run or self.send or ""
+        if self.host is not None:
+            return f"outside: {self.host}"
         if self.loader is not None:
             return f"the boot loader chooses {self.loader or 'a slot'}"
         if self.cut_power:
@@ -101,6 +106,8 @@ def play(machine: Machine, script: Script, say: Callable[[str], None]) -> None:
                     f"step {number}, {step.run!r}: expected status {step.status} and {step.contains!r}, got "
                     f"status {answer.status} and:\n{answer.output}"
                 )
+        elif step.host is not None:
+            _outside(step, number)
         elif step.cut_power:
             machine.cut_power()
             machine.start()
@@ -108,6 +115,21 @@ def play(machine: Machine, script: Script, say: Callable[[str], None]) -> None:
             machine.send(step.send)
         else:
             _boot(machine, step, number)
+
+
+def _outside(step: Step, number: int) -> None:
+    try:
+        result = subprocess.run(  # noqa: S603 - the script's own
+            ["/bin/sh", "-c", step.host or ""],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=step.seconds, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise FirmwareError(f"step {number}, {step.host!r}: did not end within {step.seconds:g} s") from error
+    if result.returncode != step.status or step.contains not in result.stdout:
+        raise FirmwareError(
+            f"step {number}, {step.host!r}: expected status {step.status} and {step.contains!r}, got status "
+            f"{result.returncode} and:\n{result.stdout}{result.stderr}"
+        )
 
 
 def _boot(machine: Machine, step: Step, number: int) -> None:

@@ -1,4 +1,4 @@
-"""Commands that make things: images, locks, keys, bundles; and what tells whether this machine can."""
+"""Commands that make images and locks, try images, and tell whether this machine can."""
 
 import argparse
 import dataclasses
@@ -14,6 +14,7 @@ from typing import Any
 
 from firmware_tools import doctor
 from firmware_tools.boot_test import DEFAULT, load_script, play
+from firmware_tools.build import sbom
 from firmware_tools.build.image import image_steps
 from firmware_tools.build.plan import Plan, file_sha256
 from firmware_tools.build.requirements import lock
@@ -21,19 +22,18 @@ from firmware_tools.build.rootfs import rootfs_steps
 from firmware_tools.build.spec import TargetSpec, check_version, load_spec
 from firmware_tools.build.tar_merge import MOMENT
 from firmware_tools.build.ways import way_of
-from firmware_tools.bundles import BundleFacts, Signer, make_bundle, verify_bundle
 from firmware_tools.errors import FirmwareError
 from firmware_tools.image_check import check_image
 from firmware_tools.machine import GUEST_HOST, Machine
 from firmware_tools.machine_models import MODELS, MachineModel
-from firmware_tools.signing_keys import KEYRING, ROOTS, SIGNER, make_keys, make_signer
+from firmware_tools.versions import numbers
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))) / "graftwork-firmware"
 LOCKS = Path(__file__).parent / "targets"
 
 
 def add_commands(commands: Any) -> None:
-    """Add `doctor`, `lock`, `build`, `boottest`, `keys` and `bundle` to a parser's commands."""
+    """Add `doctor`, `lock`, `build` and `boottest` to a parser's commands."""
     examine = commands.add_parser("doctor", help="try every tool that is needed, and name what is missing")
     examine.add_argument("--json", action="store_true", help="print JSON")
     examine.set_defaults(command=_doctor)
@@ -71,20 +71,15 @@ def add_commands(commands: Any) -> None:
     build.add_argument(
         "--test-console", action="store_true", help="log root in on the serial line; for boottest alone"
     )
+    build.add_argument(
+        "--release-root",
+        type=Path,
+        metavar="FILE",
+        help="root.json of `release init`: devices follow its index",
+    )
+    build.add_argument("--floor", metavar="VERSION", help="the lowest version that devices install")
     build.add_argument("--plan", action="store_true", help="print every command and do nothing")
     build.set_defaults(command=_build)
-
-    keys = commands.add_parser("keys", help="keys that bundles are signed with")
-    actions = keys.add_subparsers(required=True, metavar="ACTION")
-    init = actions.add_parser("init", help="make two roots, a signer and the keyring for images")
-    init.add_argument("directory", type=Path)
-    init.add_argument("--name", default="graftwork", help="stands in the certificates (default: graftwork)")
-    init.set_defaults(command=_keys_init)
-    signer = actions.add_parser("signer", help="make a new signer under one of the roots")
-    signer.add_argument("directory", type=Path)
-    signer.add_argument("--root", choices=ROOTS, default=ROOTS[0], help=f"default: {ROOTS[0]}")
-    signer.add_argument("--name", default="graftwork", help="stands in the certificate (default: graftwork)")
-    signer.set_defaults(command=_keys_signer)
 
     test = commands.add_parser("boottest", help="boot an image in a virtual machine and check it over serial")
     test.add_argument("image", type=Path, help="made with --test-console; it is not changed")
@@ -102,24 +97,9 @@ def add_commands(commands: Any) -> None:
     test.add_argument("--log", type=Path, help="keep what came over the serial line")
     test.set_defaults(command=_boot_test)
 
-    bundle = commands.add_parser("bundle", help="make a signed update bundle of a root file system")
-    bundle.add_argument(
-        "rootfs", type=Path, help="rootfs.squashfs of `build`; its release.json lies beside it"
-    )
-    bundle.add_argument("--keys", type=Path, help="folder of `keys init`")
-    bundle.add_argument("--cert", help="certificate of the signer, instead of --keys; file or PKCS #11 URI")
-    bundle.add_argument("--key", help="key of the signer, instead of --keys; file or PKCS #11 URI")
-    bundle.add_argument("--pkcs11-module", default="", help="library of the token, where the key is a URI")
-    bundle.add_argument("--output", type=Path, required=True, metavar="FILE", help="bundle to write")
-    bundle.set_defaults(command=_bundle)
-
 
 def add_verify_commands(verify: Any) -> None:
-    """Add `verify bundle` and `verify image`."""
-    bundle = verify.add_parser("bundle", help="check a bundle's signature and every byte of its payload")
-    bundle.add_argument("bundle", type=Path)
-    bundle.add_argument("--keyring", type=Path, required=True, help="keyring.pem that devices have")
-    bundle.set_defaults(command=_verify_bundle)
+    """Add `verify image`."""
     text = "check an image as `build` made it: partitions, file systems, boot state, every byte of the system"
     image = verify.add_parser("image", help=text, description=text)
     image.add_argument("image", type=Path, help="its release.json lies beside it")
@@ -158,18 +138,39 @@ def _build(options: argparse.Namespace) -> None:
         steps = rootfs_steps(
             spec, wheel, lock_file, version, options.keyring.read_bytes(),
             test_console=options.test_console, overlay=options.overlay, firmware=options.firmware,
+            release_root=_release_root(options.release_root), floor=_floor(options.floor, version),
         )  # fmt: skip
         plan = Plan([*steps, *image_steps(spec)])
         if options.plan:
             print(plan.describe())
             return
         started = time.monotonic()
+        agent = [*sbom.distributions(lock_file.read_text("utf-8")), sbom.own_wheel(wheel, file_sha256(wheel))]
         outputs = plan.run(options.cache, say=lambda line: print(line, file=sys.stderr, flush=True))
-    _hand_out(spec, version, outputs, options.output)
+    facts = _hand_out(spec, version, outputs, options.output)
+    _describe(spec, facts, outputs["system"], agent, options.output)
     made = options.output / next(iter(way_of(spec).products.values()))
     print(f"{made}: version {version} of {spec.name}, {time.monotonic() - started:.0f} s")
     if note := way_of(spec).note:
         print(f"{spec.name} is {note}")
+
+
+def _release_root(path: Path | None) -> bytes:
+    if path is None:
+        return b""
+    from firmware_tools.release_index import check_root  # noqa: PLC0415 - devices have these commands, too
+
+    data = path.read_bytes()
+    check_root(data, name=str(path))
+    return data
+
+
+def _floor(floor: str | None, version: str) -> str:
+    if floor is None:
+        return ""
+    if numbers(floor) > numbers(version):
+        raise FirmwareError(f"--floor {floor}: expected at most the version of the image, {version}")
+    return floor
 
 
 def _boot_test(options: argparse.Namespace) -> None:
@@ -230,6 +231,20 @@ def _hand_out(spec: TargetSpec, version: str, outputs: dict[str, Path], folder: 
     return facts
 
 
+def _describe(
+    spec: TargetSpec, facts: dict[str, str], system: Path, agent: list[sbom.Distribution], folder: Path
+) -> None:
+    """Write what the image is made of; without the library for that, say so, and have none."""
+    path = folder / sbom.NAME
+    path.unlink(missing_ok=True)  # one of another build would lie
+    try:
+        bill = sbom.bill_of_materials(spec, facts, sbom.packages(sbom.dpkg_status(system)), agent)
+    except FirmwareError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return
+    path.write_text(bill, "utf-8")
+
+
 def _wheel(project: Path, folder: Path) -> Path:
     """Build the wheel of graftwork from its sources."""
     command = [
@@ -253,44 +268,5 @@ def _wheel(project: Path, folder: Path) -> Path:
     return found[0]
 
 
-def _keys_init(options: argparse.Namespace) -> None:
-    make_keys(options.directory, options.name, time.time())
-    print(
-        f"made {options.directory}; put {' and '.join(f'{root}.key' for root in ROOTS)} into two safes, and "
-        f"give {KEYRING} to `build`"
-    )
-
-
-def _keys_signer(options: argparse.Namespace) -> None:
-    make_signer(options.directory, options.name, options.root, time.time())
-    print(f"made a new {SIGNER} under {options.root}; devices take its bundles at once")
-
-
-def _bundle(options: argparse.Namespace) -> None:
-    if (options.keys is None) == (options.cert is None or options.key is None):
-        raise FirmwareError("expected --keys DIR, or --cert and --key")
-    signer = Signer(options.cert or "", options.key or "", options.pkcs11_module)
-    if options.keys is not None:
-        signer = Signer(str(options.keys / f"{SIGNER}.crt"), str(options.keys / f"{SIGNER}.key"))
-    described = options.rootfs.with_name("release.json")
-    try:
-        facts = json.loads(described.read_text("utf-8"))
-        if facts["rootfs_sha256"] != file_sha256(options.rootfs):
-            raise FirmwareError(f"{options.rootfs} is not the file that {described} speaks of; build again")
-        bundle = BundleFacts(facts["compatible"], facts["version"])
-    except (OSError, ValueError, KeyError) as error:
-        raise FirmwareError(f"{described}: expected the description that `build` writes: {error}") from error
-    make_bundle(options.rootfs, options.output, bundle, signer)
-    print(
-        f"{options.output}: version {bundle.version} for {bundle.compatible}, "
-        f"{options.output.stat().st_size:,} bytes"
-    )
-
-
 def _verify_image(options: argparse.Namespace) -> None:
     print("\n".join(check_image(options.image, options.target)))
-
-
-def _verify_bundle(options: argparse.Namespace) -> None:
-    facts = verify_bundle(options.bundle, options.keyring)
-    print(f"good: version {facts.version} for {facts.compatible}; every byte was read")

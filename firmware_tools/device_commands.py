@@ -29,6 +29,18 @@ def add_commands(actions: Any) -> None:
     update.add_argument("--allow-downgrade", action="store_true", help="take an older version than runs")
     update.set_defaults(command=_update)
 
+    fetch = actions.add_parser("fetch", help="download the newest bundle that an index of releases offers")
+    fetch.add_argument(
+        "--from", dest="source", metavar="URL|FOLDER", help="of the index (default: as update.toml says)"
+    )
+    fetch.add_argument("--again", action="store_true", help="also a version that was rolled back here")
+    fetch.add_argument("--install", action="store_true", help="install it, and reboot into it")
+    fetch.add_argument("--no-reboot", action="store_true", help="leave the reboot to others")
+    fetch.add_argument(
+        "--unattended", action="store_true", help="install only if update.toml says automatic = true"
+    )
+    fetch.set_defaults(command=_fetch)
+
     status = actions.add_parser("status", help="show version, slots and the last update")
     status.add_argument("--json", action="store_true", help="print JSON")
     status.set_defaults(command=_status)
@@ -53,12 +65,31 @@ def _try_engine(_options: argparse.Namespace) -> None:
 
 
 def _update(options: argparse.Namespace) -> None:
+    _install(Device(), options.bundle, options, allow_downgrade=options.allow_downgrade)
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    # What follows an index takes 8 MB of memory: the health gate does without.
+    from firmware_tools.device import fetching  # noqa: PLC0415
+
     device = Device()
+    settings = fetching.load_settings(device)
+    source = options.source or (settings.index if settings else "")
+    if not source:
+        names = " or ".join(f"/{name}" for name in fetching.SETTINGS)
+        raise FirmwareError(f'expected --from URL|FOLDER, or index = "..." in {names}')
+    found = fetching.fetch(device, source, fetching.clock(), again=options.again)
+    print(found.text)
+    unattended = options.unattended and settings is not None and settings.automatic
+    if found.bundle is not None and (options.install or unattended):
+        _install(device, found.bundle, options)
+
+
+def _install(
+    device: Device, bundle: Path, options: argparse.Namespace, *, allow_downgrade: bool = False
+) -> None:
     state = installing.install(
-        device,
-        options.bundle,
-        lambda path: installing.bundle_version(device, path),
-        allow_downgrade=options.allow_downgrade,
+        device, bundle, lambda path: installing.bundle_version(device, path), allow_downgrade=allow_downgrade
     )
     print(f"installed {state.version} into slot {state.slot}; it counts once it has booted and is healthy")
     if not options.no_reboot:

@@ -193,6 +193,8 @@ class Coordinator:
     def _update(self, incoming: Incoming, update: Update) -> None:
         device, sha256 = incoming.device, hashlib.sha256(incoming.envelope).digest()
         if self._store.journalled_update(device, update.round) == sha256:
+            # A receipt may have been lost; or somebody plays it again.
+            log.info("device=%s round=%d duplicate: it is counted once", device, update.round)
             self._receipt(device, Receipt(sha256, update.round, "duplicate"))
             return
         self._proceedings.look()  # a push ends the open round at once
@@ -211,6 +213,7 @@ class Coordinator:
         )
         if kept != sha256:
             reason = f"another update of this round is counted: {kept.hex()[:16]}"
+            log.warning("device=%s round=%d refused: %s", device, update.round, reason)
             self._receipt(device, Receipt(sha256, update.round, "refused", reason))
             return
         self._receipt(device, Receipt(sha256, update.round, "counted", _lateness_text(decision)))

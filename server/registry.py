@@ -68,11 +68,23 @@ class Registry:
         return PublicKey(row["public_key"]) if row else None
 
     def set_device_state(self, device: str, state: DeviceState, now: float) -> None:
-        """Note what a device says of itself; a state of an earlier session is ignored."""
+        """Note what a device says of itself; a state of an earlier session is ignored.
+
+        A last will was written when its session began: what was said since holds, but for being online.
+        """
+        columns = tables.devices.c
         with self._database.engine.begin() as connection:
+            if not state.online:
+                left = connection.execute(
+                    tables.devices.update()
+                    .where(columns.id == device, columns.session == state.session)
+                    .values(online=False, last_seen=now)
+                )
+                if left.rowcount:
+                    return
             connection.execute(
                 tables.devices.update()
-                .where(tables.devices.c.id == device, tables.devices.c.session <= state.session)
+                .where(columns.id == device, columns.session <= state.session)
                 .values(
                     online=state.online,
                     session=state.session,

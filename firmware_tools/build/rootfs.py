@@ -28,7 +28,9 @@ ENABLED = ("graftwork-seed", "graftwork-agent", "graftwork-health", "systemd-net
 MASKED = (
     "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
     "e2scrub_reap.service", "fstrim.timer", "systemd-networkd-wait-online.service",
-    "systemd-firstboot.service",
+    "systemd-firstboot.service", "systemd-binfmt.service", "proc-sys-fs-binfmt_misc.automount",
+    "sys-kernel-config.mount", "sys-fs-fuse-connections.mount", "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
 )  # fmt: skip
 AUTOLOGIN = (
     b"[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200 - $TERM\n"
@@ -45,6 +47,8 @@ def rootfs_steps(
     test_console: bool = False,
     overlay: Path | None = None,
     firmware: Path | None = None,
+    release_root: bytes = b"",
+    floor: str = "",
 ) -> list[Step]:
     """Steps to the root file system of a version.
 
@@ -57,8 +61,12 @@ def rootfs_steps(
         test_console: logs root in on the serial line; never for a device.
         overlay: folder of more files, which win over all others.
         firmware: folder with the board's own boot files, where Debian's are not to be taken.
+        release_root: root of the index of releases that devices believe; empty: they follow none.
+        floor: the lowest version that devices install; empty: there is none.
     """
-    files = device_files(spec, version, keyring, test_console=test_console)
+    files = device_files(
+        spec, version, keyring, test_console=test_console, release_root=release_root, floor=floor
+    )
     if overlay is not None:
         files |= folder_layer(overlay, ".")
     steps = [debian_step(spec), _wheels(spec, wheel, lock_file), _system(spec)]
@@ -66,7 +74,13 @@ def rootfs_steps(
 
 
 def device_files(
-    spec: TargetSpec, version: str, keyring: bytes, *, test_console: bool = False
+    spec: TargetSpec,
+    version: str,
+    keyring: bytes,
+    *,
+    test_console: bool = False,
+    release_root: bytes = b"",
+    floor: str = "",
 ) -> dict[str, Entry]:
     """What makes a device of the system, by path; `test_console` logs root in on the serial line."""
     overlay = Path(str(resources.files("firmware_tools"))) / "overlay"
@@ -75,9 +89,9 @@ def device_files(
         "./etc/machine-id": Entry(b""),
         "./etc/hostname": Entry(b"graftwork\n"),
         "./etc/resolv.conf": Entry(link="/run/systemd/resolve/resolv.conf"),
-        "./etc/rauc/system.conf": Entry(_rauc_configuration(spec).encode()),
+        "./etc/rauc/system.conf": Entry(_rauc_configuration(spec, floor).encode()),
         "./etc/rauc/keyring.pem": Entry(keyring),
-        "./etc/graftwork-release": Entry(f"compatible={spec.compatible}\nversion={version}\n".encode()),
+        "./etc/graftwork-release": Entry(_release(spec, version, floor)),
         "./usr/lib/graftwork/boot-backend": Entry(
             _program(spec, "firmware_tools.device.boot_backend"), mode=0o755
         ),
@@ -93,6 +107,10 @@ def device_files(
     for name in ENABLED:
         home = "/etc/systemd/system" if name.startswith("graftwork") else "/usr/lib/systemd/system"
         files[f"{units}/multi-user.target.wants/{name}.service"] = Entry(link=f"{home}/{name}.service")
+    timer = "graftwork-update.timer"
+    files[f"{units}/timers.target.wants/{timer}"] = Entry(link=f"/etc/systemd/system/{timer}")
+    if release_root:
+        files["./etc/graftwork/release-root.json"] = Entry(release_root)
     for name in MASKED:
         files[f"{units}/{name}"] = Entry(link="/dev/null")
     if spec.boot != DEFAULT_BOOT:
@@ -174,14 +192,20 @@ def _program(spec: TargetSpec, module: str) -> bytes:
     ).encode()
 
 
-def _rauc_configuration(spec: TargetSpec) -> str:
+def _release(spec: TargetSpec, version: str, floor: str) -> bytes:
+    lines = [f"compatible={spec.compatible}", f"version={version}", *([f"floor={floor}"] if floor else [])]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _rauc_configuration(spec: TargetSpec, floor: str) -> str:
     slots = "".join(
         f"\n[slot.rootfs.{number}]\ndevice={slot.device}\ntype={slot.type}\nbootname={name}\n"
         for number, (name, slot) in enumerate(way_of(spec).slots(spec).items())
     )
+    lowest = f"min-bundle-version={floor}\n" if floor else ""
     return (
         f"[system]\ncompatible={spec.compatible}\nbootloader=custom\nbundle-formats=verity\n"
-        "data-directory=/data/rauc\nactivate-installed=true\n\n"
+        f"data-directory=/data/rauc\nactivate-installed=true\n{lowest}\n"
         "[handlers]\nbootloader-custom-backend=/usr/lib/graftwork/boot-backend\n\n"
         "[keyring]\npath=/etc/rauc/keyring.pem\ncheck-purpose=codesign\nuse-bundle-signing-time=true\n"
         f"{slots}"

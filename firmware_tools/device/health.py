@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from firmware_tools.device import updates
+from firmware_tools.device import floor, updates
 from firmware_tools.device.boot_control import boot_control
 from firmware_tools.device.boot_environment import GOOD
 from firmware_tools.device.system import Device
@@ -90,7 +90,7 @@ def pass_gate(device: Device, checks: Sequence[Check] = CHECKS) -> str:
     control = boot_control(device)
     running, slot = device.release()["version"], control.slot()
     state = updates.load(device.state_file)
-    reason = last_failure(device, state.version) if state is not None else ""
+    reason = last_failure(device, state.awaited) if state is not None else ""
     state = updates.on_boot(state, running, slot, device.boot_id(), reason)
     if state is not None:
         updates.save(device.state_file, state)
@@ -108,6 +108,10 @@ def pass_gate(device: Device, checks: Sequence[Check] = CHECKS) -> str:
     state = updates.on_healthy(updates.load(device.state_file), running, slot)
     if state is not None:
         updates.save(device.state_file, state)
+    try:
+        floor.note_healthy(device, running)
+    except FirmwareError as error:  # the next boot's gate writes it down; this system is no worse for it
+        log.error("%s", error)
     log.info("version %s in slot %s is healthy and marked good", running, slot)
     return ""
 

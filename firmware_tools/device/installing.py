@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from firmware_tools.build.spec import check_version
-from firmware_tools.device import updates
+from firmware_tools.device import floor, updates
 from firmware_tools.device.boot_control import boot_control
 from firmware_tools.device.system import Device
 from firmware_tools.device.updates import UpdateState
@@ -35,7 +35,7 @@ def install(
         device: installs it.
         bundle: file.
         version_of: reads the version that it says it has.
-        allow_downgrade: take a version below the one that runs.
+        allow_downgrade: take a version below the one that runs, or that was healthy; never below the floor.
 
     Raises:
         FirmwareError: it is refused, by us or by RAUC, with the reason. What ran goes on.
@@ -43,11 +43,7 @@ def install(
     running = device.release()["version"]
     target = check_armed(device)
     version = check_version(version_of(bundle))
-    if not allow_downgrade and _numbers(version) < _numbers(running):
-        raise FirmwareError(
-            f"the bundle is version {version}, and {running} runs: an older version may have faults that are "
-            "known by now; if it must be, use --allow-downgrade"
-        )
+    floor.check(device, version, allow_downgrade=allow_downgrade)
     state = updates.offered(version, running)
     updates.save(device.state_file, state)
     state = updates.downloaded(state)
@@ -65,22 +61,20 @@ def install(
     return expected
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(map(int, check_version(version).split(".")))
-
-
 def bundle_version(device: Device, bundle: Path) -> str:
     """The version in a bundle's manifest; RAUC checks its signature.
 
     Raises:
-        FirmwareError: the bundle is not signed as this device expects, or is none.
+        FirmwareError: the bundle is not signed as this device expects, is for other boards, or is none.
     """
     status, printed = device.run(["rauc", "info", "--output-format=shell", str(bundle)])
-    for line in printed.splitlines():
-        name, _, value = line.partition("=")
-        if name == "RAUC_MF_VERSION" and status == 0:
-            return value.strip("'\"")
-    raise FirmwareError(f"{bundle}: {_last_error(printed)}")
+    said = dict(line.split("=", 1) for line in printed.splitlines() if "=" in line)
+    if status or not {"RAUC_MF_VERSION", "RAUC_MF_COMPATIBLE"} <= set(said):
+        raise FirmwareError(f"{bundle}: {_last_error(printed)}")
+    compatible, own = said["RAUC_MF_COMPATIBLE"].strip("'\""), device.release()["compatible"]
+    if compatible != own:  # RAUC refuses it as well, but only once it is said to be installed
+        raise FirmwareError(f"{bundle} is for {compatible}, and this device is {own}")
+    return said["RAUC_MF_VERSION"].strip("'\"")
 
 
 def _last_error(printed: str) -> str:

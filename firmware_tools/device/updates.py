@@ -47,6 +47,11 @@ class UpdateState:
             raise ValueError(f"phase: expected one of {', '.join(PHASES)}, got {self.phase!r}")
 
     @property
+    def awaited(self) -> str:
+        """Version that is to run: until another one is installed, the one before."""
+        return self.before if self.phase in (OFFERED, DOWNLOADED) else self.version
+
+    @property
     def text(self) -> str:
         """In a line, for operators."""
         if self.phase == ROLLED_BACK:
@@ -90,8 +95,12 @@ def on_boot(state: UpdateState | None, running: str, slot: str, boot: str, reaso
         running: version that runs now.
         slot: that it runs from.
         boot: identifies this boot.
-        reason: why the version of the update gave up, as far as it could write that down.
+        reason: why the version that was to run gave up, as far as it could write that down.
     """
+    if state is not None and state.phase in (OFFERED, DOWNLOADED) and running != state.awaited:
+        # Nothing of the offer was installed: what ran when it came has stopped booting.
+        guess = "it ran when another version was offered, but the other slot runs now"
+        return UpdateState(ROLLED_BACK, state.awaited, running, reason=(reason or guess)[:MAX_REASON])
     if state is None or state.phase not in (INSTALLED, BOOTED, HEALTHY):
         return state
     if (running, slot) == (state.version, state.slot):

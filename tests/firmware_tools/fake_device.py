@@ -25,6 +25,8 @@ class Programs:
     free: str = "Avail\n9999999999\n"
     bundle: str = "1.1.0"
     """Version of the bundle that RAUC is given; empty: it is not signed as the device expects."""
+    compatible: str = "graftwork-x86_64-uefi"
+    """Of that bundle."""
     rauc_error: str = ""
     """Why RAUC fails half-way; empty: it installs."""
     cut_after: int = 99
@@ -90,7 +92,10 @@ class FakeDevice(Device):
             return self._install()
         if not self.programs.bundle:
             return 1, "signature verification failed: unable to get local issuer certificate\n"
-        return 0, f"RAUC_FORMAT='verity'\nRAUC_MF_VERSION='{self.programs.bundle}'\n"
+        return 0, (
+            f"RAUC_FORMAT='verity'\nRAUC_MF_VERSION='{self.programs.bundle}'\n"
+            f"RAUC_MF_COMPATIBLE='{self.programs.compatible}'\n"
+        )
 
     def _install(self) -> tuple[int, str]:
         """The calls that RAUC makes, and the slot that it writes, in its order."""

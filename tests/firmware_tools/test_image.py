@@ -18,6 +18,7 @@ from firmware_tools.build.layout import layout_of
 from firmware_tools.build.plan import Plan, Step, file_sha256
 from firmware_tools.build.spec import Sizes, TargetSpec, load_spec
 from firmware_tools.build.squashfs import pack
+from firmware_tools.build.tar_merge import Entry
 from firmware_tools.device.boot_environment import BootEnvironment, BootState, factory_files
 from firmware_tools.errors import FirmwareError
 from firmware_tools.programs import run
@@ -142,6 +143,12 @@ def test_build_hands_out_image_and_description(
         tmp_path / "keyring",
         tmp_path / "out",
     )
+    system, status = (
+        tmp_path / "system.tar",
+        b"Package: rauc\nStatus: install ok installed\nVersion: 1\nArchitecture: amd64\n",
+    )
+    with tarfile.open(system, "w") as tar:
+        Entry(status).add_to(tar, "./var/lib/dpkg/status", 0)
     wheel.write_bytes(b"wheel")
     keyring.write_bytes(b"certificates")
     arguments = [
@@ -157,10 +164,13 @@ def test_build_hands_out_image_and_description(
     assert main([*arguments, "--output", str(output), "--plan"]) == 0
     assert "# base: Debian trixie for amd64" in capsys.readouterr().out
     assert not output.exists()
-    monkeypatch.setattr(build_commands.Plan, "run", lambda _plan, _cache, say: say("made") or built)
+    monkeypatch.setattr(
+        build_commands.Plan, "run", lambda _plan, _cache, say: say("made") or {**built, "system": system}
+    )
     assert main([*arguments, "--output", str(output)]) == 0
     release = (output / "release.json").read_text()
     assert hashlib.sha256((output / "image.img").read_bytes()).hexdigest() in release
     assert '"version": "1.4.0"' in release
+    assert '"pkg:deb/debian/rauc@1' in (output / "sbom.cdx.json").read_text()
     assert main(["build", "qemu-x86_64", "--version", "1.4", "--keyring", str(keyring), "--output", "x"]) == 1
     assert "expected a version like 1.4.0" in capsys.readouterr().err

@@ -193,10 +193,14 @@ def test_what_is_not_run_on_hardware_says_so_at_the_end_of_a_build(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for name in ("wheel.whl", "keyring"):
-        (tmp_path / name).write_bytes(b"")
-    monkeypatch.setattr(build_commands.Plan, "run", lambda _plan, _cache, say: say("made") or pi)
-    arguments = ["--keyring", str(tmp_path / "keyring"), "--wheel", str(tmp_path / "wheel.whl")]
+    wheel, system = tmp_path / "graftwork-0.1.0-py3-none-any.whl", tmp_path / "system.tar"
+    for path in (wheel, tmp_path / "keyring"):
+        path.write_bytes(b"")
+    status = b"Package: rauc\nStatus: install ok installed\nVersion: 1\nArchitecture: arm64\n"
+    write_layer(system, {"./var/lib/dpkg/status": Entry(status)}, MOMENT)
+    outputs = {**pi, "system": system}
+    monkeypatch.setattr(build_commands.Plan, "run", lambda _plan, _cache, say: say("made") or outputs)
+    arguments = ["--keyring", str(tmp_path / "keyring"), "--wheel", str(wheel)]
     assert main(["build", "rpi", "--version", "1.0.0", *arguments, "--output", str(tmp_path / "out")]) == 0
     assert "rpi is not run on hardware" in capsys.readouterr().out
     facts = json.loads((tmp_path / "out/release.json").read_text())

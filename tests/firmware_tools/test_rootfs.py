@@ -41,6 +41,11 @@ def test_the_files_of_a_device(files: dict[str, Entry]) -> None:
 def test_an_image_holds_nothing_of_one_device_and_no_way_in(files: dict[str, Entry]) -> None:
     assert text(files["./etc/machine-id"]) == ""
     assert not [name for name in files if "autologin" in name or "ssh" in name]
+    assert not [name for name in files if "release-root" in name]
+    assert (
+        text(device_files(SPEC, "1.4.0", b"", release_root=b"{}")["./etc/graftwork/release-root.json"])
+        == "{}"
+    )
     console = device_files(SPEC, "1.4.0", b"", test_console=True)
     assert set(console) - set(files) == {f"{UNITS}/serial-getty@ttyS0.service.d/autologin.conf"}
 

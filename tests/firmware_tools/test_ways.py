@@ -69,6 +69,20 @@ def test_rauc_and_mounts_of_a_device(target: str) -> None:
     golden(f"{target}.back.conf", files[drop_in].read().decode())
 
 
+@pytest.mark.parametrize("target", [*TARGETS, "x86_64-uefi"])
+def test_every_device_can_follow_an_index_and_has_its_floor(target: str) -> None:
+    spec = load_spec(target)
+    files = device_files(spec, "1.4.0", b"certificates", release_root=b"root", floor="1.2.0")
+    assert "\nmin-bundle-version=1.2.0\n" in files["./etc/rauc/system.conf"].read().decode()
+    assert files["./etc/graftwork-release"].read().decode().splitlines()[-1] == "floor=1.2.0"
+    assert files["./etc/graftwork/release-root.json"].read() == b"root"
+    units = "./etc/systemd/system"
+    assert files[f"{units}/timers.target.wants/graftwork-update.timer"].link.endswith(
+        "graftwork-update.timer"
+    )
+    assert b"device fetch --unattended" in files[f"{units}/graftwork-update.service"].read()
+
+
 def test_what_the_firmware_of_a_raspberry_pi_reads() -> None:
     golden("rpi.autoboot.txt", Autoboot().encode().decode())
     golden("rpi.config.txt", CONFIG)

@@ -1,5 +1,6 @@
 """What devices say of their images reaches the operator's list of devices, word for word and bounded."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,17 @@ def test_a_rollback_is_seen_with_its_reason(tmp_path: Path, database: Database) 
 def test_longer_ones_are_no_message(field: str, length: int) -> None:
     with pytest.raises(ValueError, match=f"{field}: expected at most {length - 1} characters"):
         DeviceState(True, 1, KEY.public.raw, **{field: "x" * length})
+
+
+def test_a_last_will_does_not_take_back_what_was_said_since(tmp_path: Path, database: Database) -> None:
+    """It was written when the session began, and the broker says it when the power has gone off."""
+    store = Store(tmp_path, database(tmp_path))
+    store.register_device("pump-1", KEY.public, 0.0)
+    began = DeviceState(True, 7, KEY.public.raw, firmware="1.1.0", firmware_update="booted 1.1.0")
+    store.set_device_state("pump-1", began, 1.0)
+    store.set_device_state("pump-1", replace(began, release=3, firmware_update="healthy 1.1.0"), 2.0)
+    store.set_device_state("pump-1", replace(began, online=False), 3.0)
+    [row] = store.devices()
+    assert (row["firmware_update"], row["release"]) == ("healthy 1.1.0", 3)
+    assert (bool(row["online"]), row["last_seen"]) == (False, 3.0)
+    store.close()

@@ -27,7 +27,7 @@ from firmware_tools.errors import FirmwareError
 
 _MODULES = (
     "memdisk tar part_gpt fat normal linux search search_fs_uuid loadenv test echo serial terminal "
-    "configfile squash4 gzio hashsum gcry_sha256 true halt reboot regexp efi_gop all_video"
+    "configfile squash4 gzio hashsum gcry_sha256 true halt reboot sleep regexp efi_gop all_video"
 )
 _HOST = Path("/etc/os-release")
 _VERSION = re.compile(rb"\x00(\d+\.\d+-[0-9a-z+.~]+)\x00")
