@@ -9,6 +9,7 @@ DATA ?=
 RUN ?= runs/demo
 SMALL_IMAGE_TOOLS = squashfs-tools dosfstools mtools fdisk grub-efi-amd64-bin grub-common rauc bmap-tools
 FIRMWARE_TOOLS = $(SMALL_IMAGE_TOOLS) mmdebstrap uidmap qemu-system-x86 ovmf mosquitto
+FIRMWARE_TOOLS_ARM64 = qemu-user-static arch-test qemu-system-arm qemu-efi-aarch64
 
 # The demo's environment has no torch, like a device; the other one has everything.
 DEMO_VENV = .venv-demo
@@ -38,6 +39,12 @@ firmware-tools:
 	@$(VENV)/bin/graftwork-firmware doctor > /dev/null 2>&1 || \
 	{ [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(FIRMWARE_TOOLS) > /dev/null; } || \
+	$(VENV)/bin/graftwork-firmware doctor
+
+.PHONY: firmware-tools-arm64
+firmware-tools-arm64: firmware-tools  ## what images for arm64 need beside; no test needs it
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(FIRMWARE_TOOLS_ARM64) > /dev/null
 	$(VENV)/bin/graftwork-firmware doctor
 
 .PHONY: test-firmware

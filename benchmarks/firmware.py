@@ -21,9 +21,9 @@ from pathlib import Path
 from benchmarks.firmware_media import MIB, faults_found, identities_seconds, readback_ratio
 from firmware_tools.build.image import image_steps
 from firmware_tools.build.plan import Plan, Step, file_sha256
-from firmware_tools.build.rootfs import MOMENT
 from firmware_tools.build.spec import load_spec
 from firmware_tools.build.squashfs import pack
+from firmware_tools.build.tar_merge import MOMENT
 from firmware_tools.signing_keys import KEYRING, make_keys
 
 TARGET = "qemu-x86_64"

@@ -34,13 +34,16 @@ OLD, NEW = "1.0.0", "1.1.0"
 BOOT_SECONDS = 600.0
 UPDATE = f"graftwork-firmware device update --no-reboot {ON_STICK}/{NEW}.raucb"
 WRITING = (
-    '/usr/bin/python3 -I -c \'import sys, pathlib; sys.path.insert(0, "/{site}"); '
+    '/usr/bin/python3 -I -c \'import sys; sys.path.insert(0, "/{site}"); '
     "from firmware_tools.device.boot_backend import handle; "
-    "from firmware_tools.device.boot_environment import BootEnvironment; "
-    'environment = BootEnvironment(pathlib.Path("/boot/env")); print("wri" + "ting", flush=True); '
-    "[handle(words, environment) for _ in range(100000) for words in "
-    '(["set-state", "{other}", "bad"], ["set-primary", "{slot}"], ["set-state", "{slot}", "good"])]\''
+    "from firmware_tools.device.boot_control import boot_control; "
+    "from firmware_tools.device.system import Device; "
+    "control = boot_control(Device()); "
+    'calls = (["set-state", "{other}", "bad"], ["set-primary", "{slot}"], ["set-state", "{slot}", "good"]); '
+    '[handle(words, control) for words in calls]; print("wri" + "ting", flush=True); '
+    "[handle(words, control) for _ in range(100000) for words in calls]'"
 )
+"""Says so only once every call was answered: what writes nothing must not pass for what survives cuts."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from firmware_tools import (
     build_commands,
+    bundle_commands,
     device_commands,
     device_identity,
     flash_commands,
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(command=_trim)
     build_commands.add_commands(commands)
+    bundle_commands.add_commands(commands)
     release_commands.add_commands(
         _group(commands, "release", "a signed index of bundles that devices follow")
     )
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flash_commands.add_verify_commands(verify)
     golden.add_commands(verify)
     build_commands.add_verify_commands(verify)
+    bundle_commands.add_verify_commands(verify)
     device = _group(
         commands, "device", "what runs on the device itself: health gate, updates, boot state, seed"
     )

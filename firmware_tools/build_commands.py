@@ -1,4 +1,4 @@
-"""Commands that make things: images, locks, keys, bundles; and what tells whether this machine can."""
+"""Commands that make images and locks, try images, and tell whether this machine can."""
 
 import argparse
 import dataclasses
@@ -18,12 +18,14 @@ from firmware_tools.build import sbom
 from firmware_tools.build.image import image_steps
 from firmware_tools.build.plan import Plan, file_sha256
 from firmware_tools.build.requirements import lock
-from firmware_tools.build.rootfs import MOMENT, rootfs_steps
+from firmware_tools.build.rootfs import rootfs_steps
 from firmware_tools.build.spec import TargetSpec, check_version, load_spec
-from firmware_tools.bundles import BundleFacts, Signer, make_bundle, verify_bundle
+from firmware_tools.build.tar_merge import MOMENT
+from firmware_tools.build.ways import way_of
 from firmware_tools.errors import FirmwareError
+from firmware_tools.image_check import check_image
 from firmware_tools.machine import GUEST_HOST, Machine
-from firmware_tools.signing_keys import KEYRING, ROOTS, SIGNER, make_keys, make_signer
+from firmware_tools.machine_models import MODELS, MachineModel
 from firmware_tools.versions import numbers
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))) / "graftwork-firmware"
@@ -31,7 +33,7 @@ LOCKS = Path(__file__).parent / "targets"
 
 
 def add_commands(commands: Any) -> None:
-    """Add `doctor`, `lock`, `build`, `boottest`, `keys` and `bundle` to a parser's commands."""
+    """Add `doctor`, `lock`, `build` and `boottest` to a parser's commands."""
     examine = commands.add_parser("doctor", help="try every tool that is needed, and name what is missing")
     examine.add_argument("--json", action="store_true", help="print JSON")
     examine.set_defaults(command=_doctor)
@@ -63,6 +65,10 @@ def add_commands(commands: Any) -> None:
         "--overlay", type=Path, metavar="DIR", help="more files of the root file system; they win"
     )
     build.add_argument(
+        "--firmware", type=Path, metavar="DIR",
+        help="the board's own boot files, e.g. start4.elf (default: Debian's, where it has them)",
+    )  # fmt: skip
+    build.add_argument(
         "--test-console", action="store_true", help="log root in on the serial line; for boottest alone"
     )
     build.add_argument(
@@ -75,18 +81,6 @@ def add_commands(commands: Any) -> None:
     build.add_argument("--plan", action="store_true", help="print every command and do nothing")
     build.set_defaults(command=_build)
 
-    keys = commands.add_parser("keys", help="keys that bundles are signed with")
-    actions = keys.add_subparsers(required=True, metavar="ACTION")
-    init = actions.add_parser("init", help="make two roots, a signer and the keyring for images")
-    init.add_argument("directory", type=Path)
-    init.add_argument("--name", default="graftwork", help="stands in the certificates (default: graftwork)")
-    init.set_defaults(command=_keys_init)
-    signer = actions.add_parser("signer", help="make a new signer under one of the roots")
-    signer.add_argument("directory", type=Path)
-    signer.add_argument("--root", choices=ROOTS, default=ROOTS[0], help=f"default: {ROOTS[0]}")
-    signer.add_argument("--name", default="graftwork", help="stands in the certificate (default: graftwork)")
-    signer.set_defaults(command=_keys_signer)
-
     test = commands.add_parser("boottest", help="boot an image in a virtual machine and check it over serial")
     test.add_argument("image", type=Path, help="made with --test-console; it is not changed")
     test.add_argument("--script", type=Path, help="steps to play (default: boots and passes its health gate)")
@@ -97,27 +91,20 @@ def add_commands(commands: Any) -> None:
         "--port", action="append", default=[], metavar="GUEST:HOST",
         help=f"let the guest reach a port of this machine's loopback as {GUEST_HOST}:GUEST (repeat)",
     )  # fmt: skip
+    test.add_argument(
+        "--architecture", choices=MODELS, help="of the machine (default: what release.json beside it says)"
+    )
     test.add_argument("--log", type=Path, help="keep what came over the serial line")
     test.set_defaults(command=_boot_test)
 
-    bundle = commands.add_parser("bundle", help="make a signed update bundle of a root file system")
-    bundle.add_argument(
-        "rootfs", type=Path, help="rootfs.squashfs of `build`; its release.json lies beside it"
-    )
-    bundle.add_argument("--keys", type=Path, help="folder of `keys init`")
-    bundle.add_argument("--cert", help="certificate of the signer, instead of --keys; file or PKCS #11 URI")
-    bundle.add_argument("--key", help="key of the signer, instead of --keys; file or PKCS #11 URI")
-    bundle.add_argument("--pkcs11-module", default="", help="library of the token, where the key is a URI")
-    bundle.add_argument("--output", type=Path, required=True, metavar="FILE", help="bundle to write")
-    bundle.set_defaults(command=_bundle)
-
 
 def add_verify_commands(verify: Any) -> None:
-    """Add `verify bundle`."""
-    bundle = verify.add_parser("bundle", help="check a bundle's signature and every byte of its payload")
-    bundle.add_argument("bundle", type=Path)
-    bundle.add_argument("--keyring", type=Path, required=True, help="keyring.pem that devices have")
-    bundle.set_defaults(command=_verify_bundle)
+    """Add `verify image`."""
+    text = "check an image as `build` made it: partitions, file systems, boot state, every byte of the system"
+    image = verify.add_parser("image", help=text, description=text)
+    image.add_argument("image", type=Path, help="its release.json lies beside it")
+    image.add_argument("--target", help="a .toml file, where it is no built-in target")
+    image.set_defaults(command=_verify_image)
 
 
 def _doctor(options: argparse.Namespace) -> None:
@@ -150,7 +137,7 @@ def _build(options: argparse.Namespace) -> None:
         wheel = options.wheel or _wheel(options.project, Path(folder))
         steps = rootfs_steps(
             spec, wheel, lock_file, version, options.keyring.read_bytes(),
-            test_console=options.test_console, overlay=options.overlay,
+            test_console=options.test_console, overlay=options.overlay, firmware=options.firmware,
             release_root=_release_root(options.release_root), floor=_floor(options.floor, version),
         )  # fmt: skip
         plan = Plan([*steps, *image_steps(spec)])
@@ -162,10 +149,10 @@ def _build(options: argparse.Namespace) -> None:
         outputs = plan.run(options.cache, say=lambda line: print(line, file=sys.stderr, flush=True))
     facts = _hand_out(spec, version, outputs, options.output)
     _describe(spec, facts, outputs["system"], agent, options.output)
-    print(
-        f"{options.output / 'image.img'}: version {version} of {spec.name}, "
-        f"{time.monotonic() - started:.0f} s"
-    )
+    made = options.output / next(iter(way_of(spec).products.values()))
+    print(f"{made}: version {version} of {spec.name}, {time.monotonic() - started:.0f} s")
+    if note := way_of(spec).note:
+        print(f"{spec.name} is {note}")
 
 
 def _release_root(path: Path | None) -> bytes:
@@ -192,7 +179,8 @@ def _boot_test(options: argparse.Namespace) -> None:
         folder = Path(name)
         disk = folder / "disk.img"
         subprocess.run(["cp", "--sparse=always", str(options.image), str(disk)], check=True)  # noqa: S603, S607
-        machine = Machine(folder, disk, ports=_ports(options.port), disks=options.disk)
+        model = _model(options.architecture, options.image)
+        machine = Machine(folder, disk, ports=_ports(options.port), disks=options.disk, model=model)
         try:
             with machine:
                 play(machine, script, lambda line: print(line, file=sys.stderr, flush=True))
@@ -212,19 +200,33 @@ def _ports(texts: list[str]) -> dict[int, int]:
     return ports
 
 
+def _model(architecture: str | None, image: Path) -> MachineModel:
+    """The machine for an image, as its description says; without one, as most are."""
+    if architecture is None:
+        described = image.with_name("release.json")
+        try:
+            architecture = str(json.loads(described.read_text("utf-8")).get("architecture", "amd64"))
+        except (OSError, ValueError, AttributeError):
+            architecture = "amd64"
+        if architecture not in MODELS:
+            raise FirmwareError(f"{described}: expected an architecture of {', '.join(MODELS)}")
+    return MODELS[architecture]
+
+
 def _hand_out(spec: TargetSpec, version: str, outputs: dict[str, Path], folder: Path) -> dict[str, str]:
     """Copy what came out, with a description that later commands read; returns that."""
     folder.mkdir(parents=True, exist_ok=True)
-    image, rootfs = folder / "image.img", folder / "rootfs.squashfs"
-    for source, target in ((outputs["image"], image), (outputs["rootfs"], rootfs)):
-        subprocess.run(["cp", "--sparse=always", "--reflink=auto", str(source), str(target)], check=True)  # noqa: S603, S607
     facts = {
         "target": spec.name,
         "compatible": spec.compatible,
+        "architecture": spec.architecture,
         "version": version,
-        "image_sha256": file_sha256(image),
-        "rootfs_sha256": file_sha256(rootfs),
     }
+    for name, file_name in way_of(spec).products.items():
+        target = folder / file_name
+        command = ["cp", "--sparse=always", "--reflink=auto", str(outputs[name]), str(target)]
+        subprocess.run(command, check=True)  # noqa: S603
+        facts[f"{name}_sha256"] = file_sha256(target)
     (folder / "release.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
     return facts
 
@@ -266,40 +268,5 @@ def _wheel(project: Path, folder: Path) -> Path:
     return found[0]
 
 
-def _keys_init(options: argparse.Namespace) -> None:
-    make_keys(options.directory, options.name, time.time())
-    print(
-        f"made {options.directory}; put {' and '.join(f'{root}.key' for root in ROOTS)} into two safes, and "
-        f"give {KEYRING} to `build`"
-    )
-
-
-def _keys_signer(options: argparse.Namespace) -> None:
-    make_signer(options.directory, options.name, options.root, time.time())
-    print(f"made a new {SIGNER} under {options.root}; devices take its bundles at once")
-
-
-def _bundle(options: argparse.Namespace) -> None:
-    if (options.keys is None) == (options.cert is None or options.key is None):
-        raise FirmwareError("expected --keys DIR, or --cert and --key")
-    signer = Signer(options.cert or "", options.key or "", options.pkcs11_module)
-    if options.keys is not None:
-        signer = Signer(str(options.keys / f"{SIGNER}.crt"), str(options.keys / f"{SIGNER}.key"))
-    described = options.rootfs.with_name("release.json")
-    try:
-        facts = json.loads(described.read_text("utf-8"))
-        if facts["rootfs_sha256"] != file_sha256(options.rootfs):
-            raise FirmwareError(f"{options.rootfs} is not the file that {described} speaks of; build again")
-        bundle = BundleFacts(facts["compatible"], facts["version"])
-    except (OSError, ValueError, KeyError) as error:
-        raise FirmwareError(f"{described}: expected the description that `build` writes: {error}") from error
-    make_bundle(options.rootfs, options.output, bundle, signer)
-    print(
-        f"{options.output}: version {bundle.version} for {bundle.compatible}, "
-        f"{options.output.stat().st_size:,} bytes"
-    )
-
-
-def _verify_bundle(options: argparse.Namespace) -> None:
-    facts = verify_bundle(options.bundle, options.keyring)
-    print(f"good: version {facts.version} for {facts.compatible}; every byte was read")
+def _verify_image(options: argparse.Namespace) -> None:
+    print("\n".join(check_image(options.image, options.target)))

@@ -42,18 +42,20 @@ def make_bundle(rootfs: Path, output: Path, facts: BundleFacts, signer: Signer) 
     check_version(facts.version)
     if output.exists():
         raise FirmwareError(f"{output} exists; a bundle is never overwritten")
+    # RAUC unpacks what is called a tar, and writes anything else into the slot as it is.
+    name = "rootfs.tar.gz" if rootfs.name.endswith(".tar.gz") else "rootfs.img"
     manifest = (
         f"[update]\ncompatible={facts.compatible}\nversion={facts.version}\n\n[bundle]\nformat=verity\n\n"
-        "[image.rootfs]\nfilename=rootfs.img\n"
+        f"[image.rootfs]\nfilename={name}\n"
     )
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
         content = Path(folder) / "content"
         content.mkdir()
         (content / "manifest.raucm").write_text(manifest, "utf-8")
         try:
-            os.link(rootfs, content / "rootfs.img")
+            os.link(rootfs, content / name)
         except OSError:  # of another file system
-            shutil.copyfile(rootfs, content / "rootfs.img")
+            shutil.copyfile(rootfs, content / name)
         # The payload is packed already: zstd over it would cost time and gain nothing.
         partial = Path(folder) / "bundle"
         command = [

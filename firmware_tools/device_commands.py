@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from firmware_tools.device import health, installing, updates
-from firmware_tools.device.boot_environment import BootEnvironment
+from firmware_tools.device.boot_control import boot_control
 from firmware_tools.device.system import Device
 from firmware_tools.errors import FirmwareError
 
@@ -93,21 +93,16 @@ def _install(
     )
     print(f"installed {state.version} into slot {state.slot}; it counts once it has booted and is healthy")
     if not options.no_reboot:
-        device.run(["systemctl", "reboot"])
+        device.run(boot_control(device).restart())
 
 
 def _status(options: argparse.Namespace) -> None:
     device = Device()
-    environment = BootEnvironment(device.boot_folder)
-    boot, last = environment.read(), updates.load(device.state_file)
+    control, last = boot_control(device), updates.load(device.state_file)
     facts = {
         **device.release(),
-        "slot": device.slot(),
-        "primary": boot.primary,
-        "slot_a": boot.a_state,
-        "slot_b": boot.b_state,
-        "copies_whole": sum(copy is not None for copy in environment.copies()),
-        "tries": environment.tries(),
+        "slot": control.slot(),
+        **control.facts(),
         "update": last.text if last else None,
         "last_failure": health.last_failure(device) or None,
     }

@@ -7,6 +7,7 @@ where it fails.
 
 import contextlib
 import os
+import struct
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,10 +16,22 @@ from pathlib import Path
 
 from firmware_tools.build.squashfs import pack
 from firmware_tools.errors import FirmwareError
-from firmware_tools.machine import CODE, FIRMWARE
+from firmware_tools.machine_models import MODELS
 
 PROBE_SECONDS = 60.0
 KVM_SECONDS = 20.0
+REGISTER = (
+    "with qemu-user-static installed, as root: mount -t binfmt_misc none /proc/sys/fs/binfmt_misc; "
+    "cat /usr/lib/binfmt.d/qemu-aarch64.conf > /proc/sys/fs/binfmt_misc/register"
+)
+"""What a machine without systemd has to be told by hand; with it the package does so."""
+ARM64_PROGRAM = (
+    b"\x7fELF\x02\x01\x01" + bytes(9)
+    + struct.pack("<HHIQQQIHHHHHH", 2, 183, 1, 0x400078, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    + struct.pack("<IIQQQQQQ", 1, 5, 0, 0x400000, 0x400000, 0x84, 0x84, 0x1000)
+    + struct.pack("<III", 0xD2800000, 0xD2800BA8, 0xD4000001)
+)  # fmt: skip
+"""An ELF program that ends with status 0: mov x0, 0; mov x8, 93 (exit); svc 0."""
 SUFFIX = ":/usr/sbin:/sbin"
 
 
@@ -165,11 +178,24 @@ def _bmaptool(_folder: Path) -> str:
     return _call(["bmaptool", "--version"]).strip()
 
 
-def _qemu(_folder: Path) -> str:
-    version = _call(["qemu-system-x86_64", "--version"]).splitlines()[0]
-    if not (FIRMWARE / CODE).exists():
-        raise _FailedError(f"{FIRMWARE / CODE} is missing")
+def _qemu(architecture: str) -> str:
+    model = MODELS[architecture]
+    version = _call([model.program, "--version"]).splitlines()[0]
+    if not model.code.exists():
+        raise _FailedError(f"{model.code} is missing")
     return version
+
+
+def _foreign(folder: Path) -> str:
+    """Runs a program of arm64: that an emulator is installed does not say that the kernel knows of it."""
+    program = folder / "arm64"
+    program.write_bytes(ARM64_PROGRAM)
+    program.chmod(0o755)
+    try:
+        _call([program], limit=10)
+    except _FailedError as error:
+        raise _FailedError(f"{error}; {REGISTER}") from None
+    return "a program of arm64 runs"
 
 
 def _kvm(folder: Path) -> str:
@@ -192,7 +218,7 @@ def _kvm(folder: Path) -> str:
     command = [
         *("qemu-system-x86_64", "-M", "q35", "-accel", "kvm", "-cpu", "max", "-m", "256", "-display", "none"),
         *("-nodefaults", "-no-reboot", "-serial", f"file:{serial}"),
-        *("-drive", f"if=pflash,format=raw,readonly=on,file={FIRMWARE / CODE}"),
+        *("-drive", f"if=pflash,format=raw,readonly=on,file={MODELS['amd64'].code}"),
         *("-drive", f"file={disk},format=raw,if=virtio"),
     ]
     with contextlib.suppress(subprocess.TimeoutExpired, FileNotFoundError):
@@ -210,6 +236,10 @@ PROBES = (
     _Probe("GRUB", "build", "grub-efi-amd64-bin grub-common", _grub),
     _Probe("rauc", "bundle, verify bundle", "rauc", _rauc),
     _Probe("bmaptool", "comparing block maps", "bmap-tools", _bmaptool, optional=True),
-    _Probe("QEMU", "boottest", "qemu-system-x86 ovmf", _qemu),
+    _Probe("QEMU", "boottest", MODELS["amd64"].packages, lambda _folder: _qemu("amd64")),
+    _Probe(
+        "QEMU arm64", "boottest of arm64", MODELS["arm64"].packages, lambda _: _qemu("arm64"), optional=True
+    ),
+    _Probe("arm64", "build of arm64", "qemu-user-static arch-test", _foreign, optional=True),
     _Probe("KVM", "nothing; it would be faster", "", _kvm, optional=True),
 )

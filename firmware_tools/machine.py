@@ -18,12 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firmware_tools.errors import FirmwareError
+from firmware_tools.machine_models import MODELS, MachineModel
 
-FIRMWARE = Path("/usr/share/OVMF")
-CODE, VARIABLES = "OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"
 MEMORY_MIB = 1024
-CPU = "Westmere,+rdrand,+rdseed"
-"""Without AVX: QEMU 7.2 emulates it with errors, and numpy's sorting crashes on them."""
 GUEST_HOST = "10.0.2.100"
 """Where the guest reaches forwarded ports of this machine's loopback."""
 PROMPT = "graftwork login: root (automatic login)"
@@ -47,6 +44,7 @@ class Machine:
         *,
         ports: Mapping[int, int] | None = None,
         disks: Sequence[Path] = (),
+        model: MachineModel = MODELS["amd64"],
     ) -> None:
         """Prepare.
 
@@ -55,12 +53,13 @@ class Machine:
             image: raw disk; what the guest writes stays in it.
             ports: of GUEST_HOST to ports of 127.0.0.1 here; nothing else is reachable.
             disks: more raw disks, vdb and so on, e.g. a stick with a bundle.
+            model: what kind of machine the image is for.
 
         Raises:
             FirmwareError: QEMU or its firmware is missing.
         """
-        if shutil.which("qemu-system-x86_64") is None or not (FIRMWARE / CODE).exists():
-            raise FirmwareError("QEMU or OVMF is missing; on Debian: apt install qemu-system-x86 ovmf")
+        model.check()
+        self._model = model
         self.log_file = directory / "serial.log"
         self._directory = directory
         self._image = image
@@ -74,9 +73,9 @@ class Machine:
     def start(self) -> None:
         """Switch it on."""
         self._directory.mkdir(parents=True, exist_ok=True)
-        variables = self._directory / VARIABLES
+        variables = self._directory / self._model.variables.name
         if not variables.exists():
-            shutil.copyfile(FIRMWARE / VARIABLES, variables)
+            shutil.copyfile(self._model.variables, variables)
         path = self._directory / "serial"
         path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX) as listening:
@@ -214,13 +213,13 @@ class Machine:
             )
         ]  # fmt: skip
         return [
-            "qemu-system-x86_64", "-M", "q35", "-cpu", CPU, "-accel", "tcg", "-smp", "1",
+            self._model.program, *self._model.machine, "-accel", "tcg", "-smp", "1",
             "-m", str(MEMORY_MIB), "-display", "none", "-monitor", "none", "-nodefaults",
             "-serial", f"unix:{serial}",
             "-netdev", f"user,id=n0,restrict=on{forwards}", "-device", "virtio-net-pci,netdev=n0,romfile=",
             "-object", "rng-random,filename=/dev/urandom,id=r0", "-device", "virtio-rng-pci,rng=r0",
             "-device", "i6300esb", "-action", "watchdog=reset",
-            "-drive", f"if=pflash,format=raw,readonly=on,file={FIRMWARE / CODE}",
+            "-drive", f"if=pflash,format=raw,readonly=on,file={self._model.code}",
             "-drive", f"if=pflash,format=raw,file={variables}",
             *drives,
         ]  # fmt: skip

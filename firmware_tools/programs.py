@@ -12,6 +12,7 @@ PACKAGES = {
     "mcopy": "mtools",
     "mdir": "mtools",
     "mkfs.vfat": "dosfstools",
+    "fsck.vfat": "dosfstools",
     "sfdisk": "fdisk",
     "lsblk": "util-linux",
 }

@@ -1,93 +1,19 @@
-"""The partitions of an image: where they lie, and the names by which everything finds them.
+"""The partitions of a target's images; which ones it has depends on its way to boot.
 
-    esp        FAT    boot loader and its configuration; the same for both slots
-    bootenv    FAT    which slot boots, in two checksummed copies (device/boot_environment.py)
-    rootfs-a   slot A, read-only squashfs with kernel and initramfs
-    rootfs-b   slot B
     seed       FAT    who the device is to be: written by `provision into`, taken at the first boot
     identity   ext4   the device's keys, made at the first boot
-    data       ext4   all else that lasts, made at the first boot; the last one
+    data       ext4   all else that lasts, made at the first boot; the last one, so that it can grow
 
-Identifiers are made of the target's name, so the same specification gives the same bytes.
+These are on every image; slots and what boots them stand in build/ways.
 """
 
-import uuid
-from dataclasses import dataclass
+from firmware_tools.build.partitions import SLOTS, Layout, Partition, lay_out
+from firmware_tools.build.spec import TargetSpec
+from firmware_tools.build.ways import way_of
 
-from firmware_tools.build.spec import MIB, TargetSpec
-
-SECTOR = 512
-FIRST_MIB, LAST_MIB = 1, 1
-"""Kept free at both ends, for the partition tables."""
-SLOTS = {"A": "rootfs-a", "B": "rootfs-b"}
-_TYPES = {"esp": "C12A7328-F81F-11D2-BA4B-00A0C93EC93B", "linux": "0FC63DAF-8483-4772-8E79-3D69D8477DE4"}
-_NAMESPACE = uuid.UUID("6f0fe5a9-5d1e-4f6e-9f43-0d6f2b0c7a11")
-
-
-@dataclass(frozen=True)
-class Partition:
-    """One partition."""
-
-    name: str
-    number: int
-    """From 1."""
-    start: int
-    """Byte of the image."""
-    size: int
-    """In bytes."""
-    uuid: str
-    type: str
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The partitions of one target."""
-
-    disk_uuid: str
-    size: int
-    """Of the image in bytes."""
-    partitions: tuple[Partition, ...]
-
-    def __getitem__(self, name: str) -> Partition:
-        """The partition of a name; KeyError where there is none."""
-        for partition in self.partitions:
-            if partition.name == name:
-                return partition
-        raise KeyError(name)
-
-    def sfdisk_script(self) -> str:
-        """What `sfdisk` makes the partition table of."""
-        lines = [
-            "label: gpt",
-            f"label-id: {self.disk_uuid}",
-            "unit: sectors",
-            f"first-lba: {FIRST_MIB * MIB // SECTOR}",
-        ]
-        lines += [
-            f"start={p.start // SECTOR}, size={p.size // SECTOR}, type={p.type}, uuid={p.uuid}, name={p.name}"
-            for p in self.partitions
-        ]
-        return "\n".join(lines) + "\n"
+__all__ = ["SLOTS", "Layout", "Partition", "layout_of"]
 
 
 def layout_of(spec: TargetSpec) -> Layout:
     """The partitions that a target's images have."""
-    sizes = spec.sizes
-    parts = [
-        ("esp", sizes.esp, _TYPES["esp"]),
-        ("bootenv", sizes.bootenv, _TYPES["linux"]),
-        *((name, sizes.rootfs, _TYPES["linux"]) for name in SLOTS.values()),
-        ("seed", sizes.seed, _TYPES["linux"]),
-        ("identity", sizes.identity, _TYPES["linux"]),
-        ("data", sizes.data, _TYPES["linux"]),
-    ]
-    start, partitions = FIRST_MIB * MIB, []
-    for number, (name, mib, kind) in enumerate(parts, start=1):
-        partitions.append(Partition(name, number, start, mib * MIB, identifier(spec, name), kind))
-        start += mib * MIB
-    return Layout(identifier(spec, "disk"), start + LAST_MIB * MIB, tuple(partitions))
-
-
-def identifier(spec: TargetSpec, what: str) -> str:
-    """A UUID that depends on the target and on what it names, and on nothing else."""
-    return str(uuid.uuid5(_NAMESPACE, f"{spec.compatible} {what}"))
+    return lay_out(spec, way_of(spec).partitions(spec))

@@ -3,7 +3,7 @@
     base     Debian packages, a user for the agent         mmdebstrap
     wheels   the agent and its locked requirements         pip, and trimmed
     system   both, with the wheels compiled to bytecode    mmdebstrap as a way into the tree, without packages
-    rootfs   units, configuration and version over it      tar, then mksquashfs
+    rootfs   units, configuration and version over it      tar, then packed
 
 No step needs root where mmdebstrap can do without (user namespaces), and none mounts anything.
 """
@@ -13,34 +13,16 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-from firmware_tools.build.layout import SLOTS, layout_of
+from firmware_tools.build.debian import ENVIRONMENT, debian_step
 from firmware_tools.build.plan import Step
 from firmware_tools.build.requirements import SITE, fetch_command
 from firmware_tools.build.spec import TargetSpec
-from firmware_tools.build.squashfs import SETTINGS, pack
-from firmware_tools.build.tar_merge import Entry, folder_layer, merge
+from firmware_tools.build.tar_merge import MOMENT, Entry, folder_layer, merge, tar_layer
+from firmware_tools.build.ways import way_of
+from firmware_tools.build.ways.way import BOOT_NAME
 
-MOMENT = 1_700_000_000
-"""Unix seconds that every file is of: SOURCE_DATE_EPOCH."""
-USER_ID = 990
-PACKAGES = (
-    "systemd", "systemd-sysv", "systemd-resolved", "udev", "dbus", "kmod", "iproute2", "util-linux",
-    "e2fsprogs", "dosfstools", "ca-certificates", "python3", "initramfs-tools", "zstd", "rauc",
-    "rauc-service", "libgomp1",
-)  # fmt: skip
-MODULES = (
-    "squashfs",
-    "ext4",
-    "vfat",
-    "nls_ascii",
-    "nls_cp437",
-    "virtio_blk",
-    "virtio_pci",
-    "virtio_net",
-    "ahci",
-    "nvme",
-    "sd_mod",
-)
+DEFAULT_BOOT = "grub-efi"
+"""What a device takes itself to have where nothing is said."""
 PROGRAMS = {"graftwork-agent": "agent.__main__", "graftwork-firmware": "firmware_tools.__main__"}
 ENABLED = ("graftwork-seed", "graftwork-agent", "graftwork-health", "systemd-networkd", "systemd-resolved")
 MASKED = (
@@ -53,7 +35,6 @@ MASKED = (
 AUTOLOGIN = (
     b"[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200 - $TERM\n"
 )
-_ENVIRONMENT = {"SOURCE_DATE_EPOCH": str(MOMENT)}
 
 
 def rootfs_steps(
@@ -65,6 +46,7 @@ def rootfs_steps(
     *,
     test_console: bool = False,
     overlay: Path | None = None,
+    firmware: Path | None = None,
     release_root: bytes = b"",
     floor: str = "",
 ) -> list[Step]:
@@ -78,6 +60,7 @@ def rootfs_steps(
         keyring: certificates (PEM) that bundles must be signed under.
         test_console: logs root in on the serial line; never for a device.
         overlay: folder of more files, which win over all others.
+        firmware: folder with the board's own boot files, where Debian's are not to be taken.
         release_root: root of the index of releases that devices believe; empty: they follow none.
         floor: the lowest version that devices install; empty: there is none.
     """
@@ -86,7 +69,8 @@ def rootfs_steps(
     )
     if overlay is not None:
         files |= folder_layer(overlay, ".")
-    return [_base(spec), _wheels(spec, wheel, lock_file), _system(spec), _rootfs(version, files)]
+    steps = [debian_step(spec), _wheels(spec, wheel, lock_file), _system(spec)]
+    return [*steps, *way_of(spec).before(spec, firmware), _rootfs(spec, version, files)]
 
 
 def device_files(
@@ -118,7 +102,8 @@ def device_files(
         files[f"./usr/bin/{name}"] = Entry(_program(spec, module), mode=0o755)
     units = "./etc/systemd/system"
     if test_console:
-        files[f"{units}/serial-getty@ttyS0.service.d/autologin.conf"] = Entry(AUTOLOGIN)
+        serial = spec.console.partition(",")[0] or "ttyS0"
+        files[f"{units}/serial-getty@{serial}.service.d/autologin.conf"] = Entry(AUTOLOGIN)
     for name in ENABLED:
         home = "/etc/systemd/system" if name.startswith("graftwork") else "/usr/lib/systemd/system"
         files[f"{units}/multi-user.target.wants/{name}.service"] = Entry(link=f"{home}/{name}.service")
@@ -128,32 +113,9 @@ def device_files(
         files["./etc/graftwork/release-root.json"] = Entry(release_root)
     for name in MASKED:
         files[f"{units}/{name}"] = Entry(link="/dev/null")
-    return files
-
-
-def _base(spec: TargetSpec) -> Step:
-    include = ",".join((*PACKAGES, spec.kernel, *spec.packages))
-    folder, modules = '"$1/etc/initramfs-tools"', "\\n".join(MODULES)
-    user = f"useradd --system --uid {USER_ID} --gid {USER_ID} --no-create-home --home-dir /data/graftwork"
-    return Step(
-        "base",
-        f"Debian {spec.suite} for {spec.architecture}",
-        ".tar",
-        (
-            (
-                "mmdebstrap", "--quiet", "--variant=minbase", f"--architectures={spec.architecture}",
-                f"--include={include}",
-                '--aptopt=APT::Install-Recommends "false"', '--aptopt=Acquire::Languages "none"',
-                "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
-                "--dpkgopt=path-exclude=/usr/share/doc/*",
-                f'--essential-hook=mkdir -p {folder} && printf "{modules}\\n" > {folder}/modules',
-                f'--customize-hook=chroot "$1" groupadd --system --gid {USER_ID} graftwork',
-                f'--customize-hook=chroot "$1" {user} --shell /usr/sbin/nologin graftwork',
-                spec.suite, "{output}",
-            ),
-        ),
-        environment=_ENVIRONMENT,
-    )  # fmt: skip
+    if spec.boot != DEFAULT_BOOT:
+        files[BOOT_NAME] = Entry(f"{spec.boot}\n".encode())
+    return files | way_of(spec).files(spec)
 
 
 def _wheels(spec: TargetSpec, wheel: Path, lock_file: Path) -> Step:
@@ -195,27 +157,29 @@ def _system(spec: TargetSpec) -> Step:
             ),
         ),
         after=("base", "wheels"),
-        environment=_ENVIRONMENT,
+        environment=ENVIRONMENT,
     )  # fmt: skip
 
 
-def _rootfs(version: str, files: Mapping[str, Entry]) -> Step:
+def _rootfs(spec: TargetSpec, version: str, files: Mapping[str, Entry]) -> Step:
+    way = way_of(spec)
 
     def lay_over(output: Path, outputs: Mapping[str, Path]) -> None:
-        """Lay the device's files over the system, and pack it with mksquashfs."""
+        """Lay the device's files over the system, and pack it."""
         merged = output.with_suffix(".merged.tar")
         try:
-            merge(outputs["system"], [files], merged, MOMENT)
-            pack(merged, output, MOMENT)
+            layers = [tar_layer(outputs[name]) for name in way.layers]
+            merge(outputs["system"], [*layers, files], merged, MOMENT)
+            way.root.pack(merged, output, MOMENT)
         finally:
             merged.unlink(missing_ok=True)
 
     return Step(
         "rootfs",
         f"root file system of version {version}",
-        ".squashfs",
-        after=("system",),
-        inputs={"squashfs": SETTINGS, **{name: entry.describe() for name, entry in files.items()}},
+        way.root.suffix,
+        after=("system", *way.layers),
+        inputs={"squashfs": way.root.settings, **{name: entry.describe() for name, entry in files.items()}},
         work=lay_over,
     )
 
@@ -234,10 +198,9 @@ def _release(spec: TargetSpec, version: str, floor: str) -> bytes:
 
 
 def _rauc_configuration(spec: TargetSpec, floor: str) -> str:
-    layout = layout_of(spec)
     slots = "".join(
-        f"\n[slot.rootfs.{number}]\ndevice=/dev/disk/by-partuuid/{layout[name].uuid}\ntype=raw\nbootname={slot}\n"
-        for number, (slot, name) in enumerate(SLOTS.items())
+        f"\n[slot.rootfs.{number}]\ndevice={slot.device}\ntype={slot.type}\nbootname={name}\n"
+        for number, (name, slot) in enumerate(way_of(spec).slots(spec).items())
     )
     lowest = f"min-bundle-version={floor}\n" if floor else ""
     return (

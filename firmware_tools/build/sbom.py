@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from firmware_tools.build.rootfs import MOMENT
 from firmware_tools.build.spec import TargetSpec
+from firmware_tools.build.tar_merge import MOMENT
+from firmware_tools.build.ways import way_of
 from firmware_tools.errors import FirmwareError
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def bill_of_materials(
 
     Args:
         spec: the target.
-        release: what `build` says of the image: version, image_sha256, rootfs_sha256.
+        release: what `build` says of it: version, and the SHA-256 of each file, e.g. rootfs_sha256.
         system: Debian's packages.
         agent: Python's distributions.
 
@@ -137,21 +138,26 @@ def bill_of_materials(
 def _image(spec: TargetSpec, release: dict[str, str]) -> "Component":
     from cyclonedx.model.component import Component, ComponentType  # noqa: PLC0415
 
-    rootfs = Component(
-        type=ComponentType.FILE,
-        name="rootfs.squashfs",
-        version=release["version"],
-        bom_ref="rootfs",
-        hashes=_hashes([release["rootfs_sha256"]]),
-    )
+    # An image holds all of it; where there is none, what the maker's tools flash has hashes of its own.
+    files = [
+        Component(
+            type=ComponentType.FILE,
+            name=file_name,
+            version=release["version"],
+            bom_ref=name,
+            hashes=_hashes([release[f"{name}_sha256"]]),
+        )
+        for name, file_name in way_of(spec).products.items()
+        if name != "image"
+    ]
     return Component(
         type=ComponentType.FIRMWARE,
         name=f"graftwork image of {spec.name}",
         version=release["version"],
         description=f"for boards that are compatible with {spec.compatible}",
         bom_ref="image",
-        hashes=_hashes([release["image_sha256"]]),
-        components=[rootfs],
+        hashes=_hashes([release["image_sha256"]] if "image_sha256" in release else []),
+        components=files,
     )
 
 

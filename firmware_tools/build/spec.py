@@ -10,7 +10,9 @@ from runtime import configuration
 from runtime.errors import SetupError
 
 ARCHITECTURES = ("amd64", "arm64")
-BOOTS = ("grub-efi",)
+BOOTS = ("grub-efi", "rpi-tryboot", "jetson")
+"""Each is a file in build/ways."""
+INITRAMFS = ("most", "list")
 MIB = 1024 * 1024
 _VERSION = re.compile(r"(0|[1-9]\d{0,5})\.(0|[1-9]\d{0,5})\.(0|[1-9]\d{0,5})")
 
@@ -20,6 +22,9 @@ class Sizes:
     """Of the partitions, in MiB."""
 
     esp: int = 64
+    """Of the boot loader's partition; on a Raspberry Pi that of autoboot.txt."""
+    boot: int = 128
+    """Of each of the two boot partitions of a Raspberry Pi."""
     bootenv: int = 2
     rootfs: int = 512
     """Of each of the two slots."""
@@ -30,7 +35,8 @@ class Sizes:
 
     def __post_init__(self) -> None:
         for name, least in (
-            ("esp", 34), ("bootenv", 2), ("rootfs", 64), ("seed", 2), ("identity", 8), ("data", 64)
+            ("esp", 34), ("boot", 64), ("bootenv", 2), ("rootfs", 64), ("seed", 2), ("identity", 8),
+            ("data", 64),
         ):  # fmt: skip
             value = getattr(self, name)
             if not least <= value <= 1 << 20:
@@ -48,15 +54,22 @@ class TargetSpec:
     suite: str
     """Of Debian."""
     kernel: str
-    """Package of the kernel."""
+    """Package of the kernel; empty: the board's maker brings one."""
     python: str
     """Of the suite, MAJOR.MINOR: decides which wheels fit."""
     wheel_platforms: tuple[str, ...]
     boot: str = "grub-efi"
+    board: str = ""
+    """As NVIDIA's flash tools call it, for Jetson alone."""
     console: str = ""
     """Kernel console beside the screen, e.g. ttyS0,115200; empty: none."""
     packages: tuple[str, ...] = ()
     """More packages of Debian."""
+    sources: tuple[str, ...] = ()
+    """Lines of APT beside Debian's, e.g. of the archive that the kernel comes from."""
+    initramfs: str = "most"
+    """Drivers in the initramfs: "most" of the kernel's, or a "list" with what disks and cards need: for
+    foreign architectures, as each driver costs seconds of emulation."""
     sizes: Sizes = field(default_factory=Sizes)
 
     def __post_init__(self) -> None:
@@ -66,12 +79,19 @@ class TargetSpec:
             )
         if self.boot not in BOOTS:
             raise ValueError(f"boot: expected one of {', '.join(BOOTS)}, got {self.boot!r}")
+        if self.initramfs not in INITRAMFS:
+            raise ValueError(f"initramfs: expected one of {', '.join(INITRAMFS)}, got {self.initramfs!r}")
         if not re.fullmatch(r"3\.\d{1,2}", self.python):
             raise ValueError(f"python: expected MAJOR.MINOR, e.g. 3.13, got {self.python!r}")
         if not re.fullmatch(r"[A-Za-z0-9,]*", self.console):
             raise ValueError(f"console: expected e.g. ttyS0,115200, got {self.console!r}")
+        if (self.boot == "jetson") != bool(re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.board)):
+            raise ValueError(
+                f"board: expected a name of NVIDIA's for jetson, and none else, got {self.board!r}"
+            )
         for name in ("name", "compatible", "suite", "kernel"):
-            if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9._+-]{0,63}", getattr(self, name)):
+            empty = name == "kernel" and not self.kernel
+            if not empty and not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9._+-]{0,63}", getattr(self, name)):
                 raise ValueError(
                     f"{name}: expected 1 to 64 of A-Z a-z 0-9 . _ + -, got {getattr(self, name)!r}"
                 )

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from firmware_tools.errors import FirmwareError
 
+MOMENT = 1_700_000_000
+"""Unix seconds that every file is of: SOURCE_DATE_EPOCH."""
 REMOVED = ("./var/cache/", "./var/lib/apt/lists/", "./var/log/", "./usr/share/doc/", "./tmp/", "./run/")
 """Beginnings of what no device needs."""
 
@@ -73,6 +75,10 @@ class Entry:
         """Neither file nor link."""
         return self.content is None and not self.link
 
+    def read(self) -> bytes:
+        """Its content; of a folder or link: nothing."""
+        return self.content.read_bytes() if isinstance(self.content, Path) else self.content or b""
+
     def describe(self) -> str:
         """Its content and kind, for the key of a step."""
         content = self.content.read_bytes() if isinstance(self.content, Path) else self.content
@@ -135,3 +141,25 @@ def _name(name: str) -> str:
 def _headers(member: tarfile.TarInfo) -> dict[str, str]:
     """Without times of finer grain, which differ from build to build."""
     return {k: v for k, v in member.pax_headers.items() if k not in ("mtime", "atime", "ctime")}
+
+
+def tar_layer(path: Path, prefix: str = ".") -> dict[str, Entry]:
+    """A tar's files and links as a layer below `prefix`, all of root."""
+    entries = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            name = f"{prefix}/{_name(member.name)[2:]}"
+            if member.issym():
+                entries[name] = Entry(link=member.linkname)
+            elif content := tar.extractfile(member) if member.isreg() else None:
+                entries[name] = Entry(content.read(), mode=0o755 if member.mode & stat.S_IXUSR else 0o644)
+    return entries
+
+
+def write_layer(output: Path, layer: Mapping[str, Entry], moment: int) -> None:
+    """Write a layer as a tar of its own."""
+    with tarfile.open(output, "w", format=tarfile.PAX_FORMAT) as target:
+        known: dict[str, bool] = {}
+        for name in sorted(layer):
+            _add_folders(target, name, known, moment)
+            layer[name].add_to(target, name, moment)

@@ -1,19 +1,19 @@
 """The health gate: every boot passes it, and only then is its slot marked good. It needs no network.
 
-A system on trial that fails writes down why, with its journal, and reboots; after three tries the boot loader
-goes back to the slot that was healthy before. A system that was healthy once and is not now stays up: it can
-still be reached.
+A system on trial that fails writes down why, with its journal, and reboots; after its tries (three; one on
+a Raspberry Pi) the boot loader goes back to the slot that was healthy before. A system that was healthy
+once and is not now stays up: it can still be reached.
 """
 
 import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from firmware_tools.device import floor, updates
-from firmware_tools.device.boot_backend import handle
-from firmware_tools.device.boot_environment import BAD, GOOD, SLOTS, BootEnvironment, BootState
+from firmware_tools.device.boot_control import boot_control
+from firmware_tools.device.boot_environment import GOOD
 from firmware_tools.device.system import Device
 from firmware_tools.errors import FirmwareError
 from runtime import whole_files
@@ -85,10 +85,10 @@ def pass_gate(device: Device, checks: Sequence[Check] = CHECKS) -> str:
     """Ask everything, and mark the slot good if all is well; returns what is not, empty: all is.
 
     Raises:
-        FirmwareError: the boot environment cannot be written, or the image is none of ours.
+        FirmwareError: what decides on the next boot cannot be written, or the image is none of ours.
     """
-    environment = BootEnvironment(device.boot_folder)
-    running, slot = device.release()["version"], device.slot()
+    control = boot_control(device)
+    running, slot = device.release()["version"], control.slot()
     state = updates.load(device.state_file)
     reason = last_failure(device, state.awaited) if state is not None else ""
     state = updates.on_boot(state, running, slot, device.boot_id(), reason)
@@ -102,8 +102,8 @@ def pass_gate(device: Device, checks: Sequence[Check] = CHECKS) -> str:
             keep_evidence(device, running, reason)
             return reason
         log.info("healthy: %s", check.name)
-    _settle(environment, slot)
-    handle(["set-state", slot, GOOD], environment)
+    control.settle()
+    control.set_state(slot, GOOD)
     # Read again: an update may have been installed while the checks ran.
     state = updates.on_healthy(updates.load(device.state_file), running, slot)
     if state is not None:
@@ -116,28 +116,9 @@ def pass_gate(device: Device, checks: Sequence[Check] = CHECKS) -> str:
     return ""
 
 
-def _settle(environment: BootEnvironment, slot: str) -> None:
-    """Have the slot that runs tried first, where GRUB gave the other one up: else no update could follow.
-
-    Where neither copy is whole, GRUB booted by its defaults: all that is known to be good is what runs.
-    """
-    if not any(environment.copies()):
-        log.warning("neither copy of the boot environment was whole; it is written anew")
-        other = next(name for name in SLOTS if name != slot)
-        environment.write(BootState(primary=slot).with_state(slot, GOOD).with_state(other, BAD))
-    state = environment.read()
-    if state.primary == slot or not environment.given_up(state.primary):
-        return
-    log.warning("slot %s was given up; slot %s is tried first from now on", state.primary, slot)
-    if state.state_of(state.primary) != GOOD:
-        state = state.with_state(state.primary, BAD)
-    environment.write(replace(state, primary=slot))
-
-
 def on_trial(device: Device) -> bool:
-    """Whether the slot that runs was never found healthy; not, where the boot environment cannot tell."""
-    environment = BootEnvironment(device.boot_folder)
-    return any(environment.copies()) and environment.read().state_of(device.slot()) != GOOD
+    """Whether the slot that runs was never found healthy; not, where that cannot be told."""
+    return boot_control(device).on_trial()
 
 
 def keep_evidence(device: Device, version: str, reason: str) -> None:

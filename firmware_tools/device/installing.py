@@ -2,12 +2,11 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from firmware_tools.build.spec import check_version
 from firmware_tools.device import floor, updates
-from firmware_tools.device.boot_environment import BAD, GOOD, SLOTS, BootEnvironment
+from firmware_tools.device.boot_control import boot_control
 from firmware_tools.device.system import Device
 from firmware_tools.device.updates import UpdateState
 from firmware_tools.errors import FirmwareError
@@ -24,26 +23,7 @@ def check_armed(device: Device) -> str:
     Raises:
         FirmwareError: says what is missing.
     """
-    environment = BootEnvironment(device.boot_folder)
-    copies, slot = environment.copies(), device.slot()
-    state = environment.read()
-    if any(copy is None for copy in copies):
-        # One change mends it; but an update must not begin on a single copy.
-        environment.write(state)
-        raise FirmwareError("one copy of the boot environment was damaged and is written anew: try again")
-    if environment.tries() is None:
-        raise FirmwareError("the boot loader's counts cannot be read: a failed update would boot for ever")
-    if state.state_of(slot) != GOOD:
-        raise FirmwareError(
-            f"slot {slot}, which runs, is {state.state_of(slot)} and not good: there would be nothing to go "
-            "back to; wait until the health gate has passed"
-        )
-    if state.primary != slot:
-        raise FirmwareError(
-            f"slot {slot} runs, but {state.primary} is tried first: an update waits for a reboot, or was "
-            "rolled back and the health gate has not passed since; restart the device first"
-        )
-    return next(other for other in SLOTS if other != slot)
+    return boot_control(device).check_armed()
 
 
 def install(
@@ -74,19 +54,11 @@ def install(
     status, printed = device.run(["rauc", "install", str(bundle)])
     if status:
         reason = _last_error(printed)
-        _stay(device, target)
+        boot_control(device).stay(target)
         updates.save(device.state_file, updates.failed(state, reason))
         raise FirmwareError(f"the bundle is not installed: {reason}")
     log.info("version %s is in slot %s; the next boot tries it", state.version, target)
     return expected
-
-
-def _stay(device: Device, target: str) -> None:
-    """After a failure that came late: the slot that was written does not boot."""
-    environment = BootEnvironment(device.boot_folder)
-    state = environment.read()
-    if state.primary == target:
-        environment.write(replace(state.with_state(target, BAD), primary=device.slot()))
 
 
 def bundle_version(device: Device, bundle: Path) -> str:

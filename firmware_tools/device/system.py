@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from firmware_tools.device.boot_backend import booted_slot
+from firmware_tools.device.boot_environment import SLOTS
 from firmware_tools.errors import FirmwareError
 
 LIMIT_SECONDS = 900.0
@@ -63,6 +63,20 @@ class Device:
         """
         return booted_slot((self.root / "proc/cmdline").read_text("ascii"))
 
+    def boot_name(self) -> str:
+        """The way that the image boots; grub-efi where it does not say."""
+        try:
+            return (self.root / "etc/graftwork-boot").read_text("ascii").strip()
+        except FileNotFoundError:
+            return "grub-efi"
+
+    def device_tree(self, name: str) -> bytes:
+        """A property that the firmware gave to the kernel; empty: there is none."""
+        try:
+            return (self.root / "proc/device-tree" / name).read_bytes()
+        except OSError:
+            return b""
+
     def boot_id(self) -> str:
         """Identifies this boot, as the kernel does; empty: it cannot be read."""
         try:
@@ -88,3 +102,16 @@ class Device:
         except subprocess.TimeoutExpired:
             return 124, f"{command[0]} did not end within {limit:g} s"
         return result.returncode, result.stdout
+
+
+def booted_slot(command_line: str) -> str:
+    """The slot that runs, from the kernel's command line.
+
+    Raises:
+        FirmwareError: it names none.
+    """
+    for word in command_line.split():
+        name, _, slot = word.partition("=")
+        if name == "rauc.slot" and slot in SLOTS:
+            return slot
+    raise FirmwareError("the kernel's command line names no slot (rauc.slot=)")

@@ -8,8 +8,8 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from firmware_tools.build.image import grub_configuration
 from firmware_tools.build.spec import load_spec
+from firmware_tools.build.ways.grub_efi import grub_configuration
 
 _GRUB = r"""
 LC_ALL=C

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from firmware_tools.device.boot_backend import handle
-from firmware_tools.device.boot_environment import BootEnvironment, factory_files
+from firmware_tools.device.boot_control import boot_control
+from firmware_tools.device.boot_environment import factory_files
 from firmware_tools.device.system import Device
 from tests.firmware_tools.boot_loader import boot
 
@@ -61,8 +62,9 @@ class FakeDevice(Device):
                 return 0, ""
         return 127, f"{command[0]} is not installed"
 
-    def restart(self) -> str:
-        """Boot; returns the slot. A half-written one ends the test."""
+    def restart(self, *, power_cut: bool = False) -> str:
+        """Boot; returns the slot. A half-written one ends the test. GRUB knows nothing of power cuts."""
+        assert isinstance(power_cut, bool)
         slot = boot(self.boot_folder)
         assert self.slots[slot] not in ("", "half"), f"slot {slot} holds {self.slots[slot]!r}"
         self.start_in(slot)
@@ -77,6 +79,14 @@ class FakeDevice(Device):
         release = f"compatible=graftwork-x86_64-uefi\nversion={self.slots[slot]}\n"
         (self.root / "etc/graftwork-release").write_text(release)
 
+    def begin_writing(self, target: str) -> None:
+        """The slot holds half a file system."""
+        self.slots[target] = "half"
+
+    def end_writing(self, target: str) -> None:
+        """The slot holds the bundle's system."""
+        self.slots[target] = self.programs.bundle
+
     def _rauc(self, command: Sequence[str]) -> tuple[int, str]:
         if command[1] == "install":
             return self._install()
@@ -89,21 +99,15 @@ class FakeDevice(Device):
 
     def _install(self) -> tuple[int, str]:
         """The calls that RAUC makes, and the slot that it writes, in its order."""
-        environment = BootEnvironment(self.boot_folder)
-        target = "B" if self.slot() == "A" else "A"
-
-        def begin_writing() -> None:
-            self.slots[target] = "half"
-
-        def end_writing() -> None:
-            self.slots[target] = self.programs.bundle
+        control = boot_control(self)
+        target = "B" if control.slot() == "A" else "A"
 
         steps = (
-            lambda: handle(["get-primary"], environment),
-            lambda: handle(["set-state", target, "bad"], environment),
-            begin_writing,
-            end_writing,
-            lambda: handle(["set-primary", target], environment),
+            lambda: handle(["get-primary"], control),
+            lambda: handle(["set-state", target, "bad"], control),
+            lambda: self.begin_writing(target),
+            lambda: self.end_writing(target),
+            lambda: handle(["set-primary", target], control),
         )
         for number, step in enumerate(steps):
             if number == self.programs.cut_after:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from firmware_tools.device.boot_backend import booted_slot, handle, main
+from firmware_tools.device.boot_backend import handle, main
+from firmware_tools.device.boot_control import boot_control
 from firmware_tools.device.boot_environment import BootEnvironment, BootState
+from firmware_tools.device.system import booted_slot
 from firmware_tools.errors import FirmwareError
 from tests.firmware_tools.fake_device import FakeDevice, PowerCutError, new_device
 
@@ -30,7 +32,7 @@ def test_rauc_is_answered(device: FakeDevice, capsys: pytest.CaptureFixture[str]
         ("set-state B good", ""),
         ("get-state B", "good\n"),
     ):
-        assert main(call.split(), device.boot_folder) == 0
+        assert main(call.split(), device) == 0
         assert capsys.readouterr().out == answer
 
 
@@ -41,7 +43,7 @@ def test_another_call_is_refused_and_changes_nothing(
     device: FakeDevice, call: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = BootEnvironment(device.boot_folder).copies()
-    assert main(call.split(), device.boot_folder) == 1
+    assert main(call.split(), device) == 1
     assert "expected a call as RAUC makes it" in capsys.readouterr().err
     assert BootEnvironment(device.boot_folder).copies() == before
 
@@ -51,7 +53,7 @@ def test_a_damaged_environment_is_said_and_not_answered(
 ) -> None:
     for number in (0, 1):
         (device.boot_folder / f"state{number}").write_bytes(b"")
-    assert main(["get-primary"], device.boot_folder) == 1
+    assert main(["get-primary"], device) == 1
     said = capsys.readouterr()
     assert said.out == ""
     assert "neither copy" in said.err
@@ -60,7 +62,7 @@ def test_a_damaged_environment_is_said_and_not_answered(
 def test_a_slot_on_trial_starts_with_all_its_tries(device: FakeDevice) -> None:
     environment = BootEnvironment(device.boot_folder)
     environment.set_tries({"A": 1, "B": 3})
-    handle(["set-primary", "B"], environment)
+    handle(["set-primary", "B"], boot_control(device))
     assert environment.tries() == {"A": 1, "B": 0}
     assert environment.read().b_state == "trial"
 
@@ -68,7 +70,7 @@ def test_a_slot_on_trial_starts_with_all_its_tries(device: FakeDevice) -> None:
 def test_going_back_to_a_good_slot_keeps_it_good(device: FakeDevice) -> None:
     environment = BootEnvironment(device.boot_folder)
     environment.write(BootState(primary="B", b_state="good"))
-    handle(["set-primary", "A"], environment)
+    handle(["set-primary", "A"], boot_control(device))
     assert environment.read().primary == "A"
     assert environment.read().a_state == "good"
 

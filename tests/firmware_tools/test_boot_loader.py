@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 import firmware_tools
-from firmware_tools.build.image import grub_configuration
 from firmware_tools.build.layout import layout_of
 from firmware_tools.build.spec import load_spec
+from firmware_tools.build.ways.grub_efi import grub_configuration
 from firmware_tools.device.boot_environment import BootEnvironment, BootState, factory_files
 from tests.firmware_tools.boot_loader import boot, kernel_line
 
-TARGETS = sorted(path.stem for path in (Path(firmware_tools.__file__).parent / "targets").glob("*.toml"))
+FOLDER = Path(firmware_tools.__file__).parent / "targets"
+TARGETS = [
+    name for name in sorted(path.stem for path in FOLDER.glob("*.toml")) if load_spec(name).boot == "grub-efi"
+]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(doctor, "SUFFIX", "")
-    monkeypatch.setattr(doctor, "FIRMWARE", tmp_path)
+    monkeypatch.setattr(doctor, "ARM64_PROGRAM", b"no program of any machine")
 
 
 @pytest.mark.usefixtures("bare")
@@ -82,3 +82,18 @@ def test_a_tool_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_where_all_works_nothing_is_to_be_installed() -> None:
     assert install_line([]) == ""
+
+
+def test_a_machine_that_does_not_run_foreign_programs_is_told_how_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "ARM64_PROGRAM", b"no program of any machine")
+    with pytest.raises(doctor._FailedError, match=r"Exec format error; .*binfmt_misc/register"):
+        doctor._foreign(tmp_path)
+
+
+def test_the_foreign_program_is_one_of_arm64() -> None:
+    header = doctor.ARM64_PROGRAM
+    assert header[:5] == b"\x7fELF\x02"
+    assert int.from_bytes(header[18:20], "little") == 183
+    assert len(header) == 0x84

@@ -9,6 +9,7 @@ from firmware_tools import device_commands
 from firmware_tools.__main__ import main
 from firmware_tools.device import health, updates
 from firmware_tools.device.boot_backend import handle
+from firmware_tools.device.boot_control import boot_control
 from firmware_tools.device.boot_environment import BootEnvironment, BootState
 from firmware_tools.errors import FirmwareError
 from tests.firmware_tools.fake_device import FakeDevice, new_device
@@ -30,7 +31,7 @@ def trial(device: FakeDevice) -> FakeDevice:
     state = updates.downloaded(updates.offered("1.1.0", "1.0.0"))
     updates.save(device.state_file, updates.installed(state, "B", device.boot_id()))
     device.slots["B"] = "1.1.0"
-    handle(["set-primary", "B"], BootEnvironment(device.boot_folder))
+    handle(["set-primary", "B"], boot_control(device))
     assert device.restart() == "B"
     return device
 
@@ -184,7 +185,7 @@ def test_an_update_that_is_installed_while_the_gate_runs_is_not_forgotten(device
     def install(device: health.Device) -> str:
         state = updates.downloaded(updates.offered("1.1.0", "1.0.0"))
         updates.save(device.state_file, updates.installed(state, "B", device.boot_id()))
-        handle(["set-primary", "B"], BootEnvironment(device.boot_folder))
+        handle(["set-primary", "B"], boot_control(device))
         return ""
 
     assert health.pass_gate(device, (health.Check("install", install),)) == ""

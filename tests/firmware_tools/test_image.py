@@ -27,13 +27,14 @@ from tests.firmware_tools.small_images import MIB, needs
 SPEC = replace(
     load_spec("qemu-x86_64"), sizes=Sizes(esp=34, bootenv=2, rootfs=64, seed=2, identity=8, data=64)
 )
-pytestmark = [
+NEEDS_GRUB = [
     needs("mkfs.vfat", "mcopy", "sfdisk"),
     pytest.mark.skipif(
         shutil.which("mksquashfs") is None or not Path("/usr/lib/grub/x86_64-efi").exists(),
         reason="needs mksquashfs and GRUB: apt install squashfs-tools grub-efi-amd64-bin grub-common",
     ),
 ]
+pytestmark = NEEDS_GRUB
 
 
 def tiny_rootfs(size: int = 1000) -> Step:
@@ -126,7 +127,7 @@ def test_a_root_file_system_that_is_too_large_is_refused_with_what_to_raise(tmp_
 def test_another_factory_state_makes_another_image(monkeypatch: pytest.MonkeyPatch) -> None:
     before = image_steps(SPEC)[1].inputs
     monkeypatch.setattr(
-        "firmware_tools.build.image.factory_files", lambda: {**factory_files(), "tries": b"x"}
+        "firmware_tools.build.ways.grub_efi.factory_files", lambda: {**factory_files(), "tries": b"x"}
     )
     assert image_steps(SPEC)[1].inputs != before
 

@@ -9,9 +9,9 @@ import pytest
 
 from firmware_tools.build.layout import layout_of
 from firmware_tools.build.plan import Plan
-from firmware_tools.build.rootfs import MOMENT, device_files, rootfs_steps
+from firmware_tools.build.rootfs import device_files, rootfs_steps
 from firmware_tools.build.spec import load_spec
-from firmware_tools.build.tar_merge import Entry, merge
+from firmware_tools.build.tar_merge import MOMENT, Entry, merge
 
 SPEC = load_spec("qemu-x86_64")
 UNITS = "./etc/systemd/system"

@@ -108,6 +108,22 @@ def test_the_image_is_what_the_bill_is_of() -> None:
     assert image["components"][0]["hashes"] == [{"alg": "SHA-256", "content": "b" * 64}]
 
 
+def test_where_there_is_no_image_the_bill_has_what_is_flashed() -> None:
+    jetson = load_spec("jetson")
+    release = {"version": "1.4.0", "rootfs_sha256": "b" * 64, "plan_sha256": "c" * 64}
+    lock = (build_commands.LOCKS / "jetson.lock").read_text("utf-8")
+    bill = bill_of_materials(jetson, release, PACKAGES, distributions(lock))
+    image = json.loads(bill)["metadata"]["component"]
+    assert not image.get("hashes")
+    files = {found["name"]: found["hashes"][0]["content"] for found in image["components"]}
+    assert files == {"rootfs.tar.gz": "b" * 64, "flash-plan.sh": "c" * 64}
+
+
+@pytest.mark.parametrize("target", ["x86_64-uefi", "qemu-x86_64", "arm64-generic", "rpi", "jetson"])
+def test_every_targets_lock_is_read(target: str) -> None:
+    assert len(distributions((build_commands.LOCKS / f"{target}.lock").read_text("utf-8"))) > 10
+
+
 def test_it_is_valid_cyclonedx() -> None:
     pytest.importorskip("jsonschema", reason="needs cyclonedx-python-lib[json-validation]")
     from cyclonedx.schema import SchemaVersion  # noqa: PLC0415 - skipped without
