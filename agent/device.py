@@ -118,8 +118,7 @@ class DeviceAgent:
         self._held: Round | None = None
         """A round that is not answered while updates wait."""
         self._looked_at = -math.inf
-        if self._state.package:
-            self._open_package(store.policy())
+        self._open_installed()
 
     @property
     def finished(self) -> bool:
@@ -287,6 +286,17 @@ class DeviceAgent:
         if announcement:
             signers = self._publishers() or self._keyring.server_keys
             check_version(self._store, manifest, announcement, signers, self._keyring.now)
+
+    def _open_installed(self) -> None:
+        """Go on with the package of the life before, if no power cut or bad card damaged it."""
+        package = self._state.package
+        damage = self._installation.damage(package) if package else ""
+        if damage:
+            log.error("the installed package is damaged, and is fetched anew: %s", damage)
+            self._store.forget_package()
+            self._state = self._store.state()
+        elif package:
+            self._open_package(self._store.policy())
 
     def _open_package(self, policy: TrainingPolicy) -> None:
         self._work.drop()

@@ -25,6 +25,7 @@ from agent.replay import ReplayBuffer
 from agent.sources import Listing, Source
 from protocol import windows
 from protocol.package import Manifest
+from runtime import whole_files
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +164,7 @@ class FeatureCache:
         for listing in source.list(self._manifest.schema):
             path = self._directory / f"{_digest(listing.path.name)}-{_digest(listing.key)}{self._suffix}.npy"
             wanted |= {path.name, _table_path(path).name}
+            self._discard_damaged(path)
             if not _table_path(path).exists() and not self._compute(listing, path, source, engine):
                 continue
             if not path.exists():  # left the full cache; its table stays, so that it is not computed again
@@ -171,6 +173,20 @@ class FeatureCache:
             yield path, rows
         if source.available:
             self._clean(wanted)
+
+    def _discard_damaged(self, path: Path) -> None:
+        """Disks rot, and power is cut: what cannot be read is computed anew."""
+        table = _table_path(path)
+        if not table.exists():
+            return
+        try:
+            found = len(np.load(table)["start"]), self._manifest.feature_size
+            if path.exists() and np.load(path, mmap_mode="r").shape != found:
+                raise ValueError(f"expected shape {found}")  # noqa: TRY301 - handled like any other damage
+        except Exception as error:  # noqa: BLE001 - numpy and the system raise all kinds for a torn file
+            log.warning("%s: features are damaged and are computed anew: %s", path, error)
+            table.unlink()
+            path.unlink(missing_ok=True)
 
     def _clean(self, wanted: set[str]) -> None:
         """Remove what belongs to no recording of the source any more."""
@@ -202,13 +218,13 @@ class FeatureCache:
             del out
         else:
             np.save(partial, np.zeros(shape, np.float32))
-        partial.replace(path)
+        whole_files.rename(partial, path)
         table = np.zeros(len(cut.y), [("label", np.int64), ("start", np.int64)])
         table["label"], table["start"] = cut.y, cut.start
         # The table is written last: a recording counts as computed only when both files are whole.
         partial_table = path.with_suffix(".partial.npy")
         np.save(partial_table, table)
-        partial_table.replace(_table_path(path))
+        whole_files.rename(partial_table, _table_path(path))
         return True
 
     def _bounded(self, entries: list[tuple[Path, int]]) -> list[tuple[Path, int]]:

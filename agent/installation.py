@@ -17,6 +17,7 @@ from protocol.artifacts import Artifact
 from protocol.errors import ArtifactError, ProtocolError, SignatureError
 from protocol.package import ADAPTER, Manifest, extract, read_adapter
 from protocol.signing import PublicKey
+from runtime import whole_files
 
 MANIFEST_FILE = "manifest.cbor"
 
@@ -75,7 +76,7 @@ class Installation:
         (unpacked / MANIFEST_FILE).write_bytes(cbor.encode(records.to_numbered(manifest)))
         target = self.path(artifact.sha256)
         shutil.rmtree(target, ignore_errors=True)
-        unpacked.replace(target)
+        whole_files.rename_folder(unpacked, target)
         path.unlink()
         return manifest
 
@@ -87,13 +88,25 @@ class Installation:
         """Description of an installed package.
 
         Raises:
-            AgentError: it is not there or damaged.
+            AgentError: it is not there or damaged; an agent that starts fetches it anew.
         """
         path = self.path(package) / MANIFEST_FILE
         try:
             return records.from_numbered(Manifest, cbor.decode(path.read_bytes(), limit=1 << 20))
         except (OSError, ProtocolError) as error:
-            raise AgentError(f"{path}: {error}; remove the state directory to fetch it anew") from error
+            raise AgentError(f"{path}: {error}; start the agent, which fetches it anew") from error
+
+    def damage(self, package: bytes) -> str:
+        """What is wrong with an installed package, after every byte of it was read; empty: nothing."""
+        try:
+            manifest = self.manifest(package)
+            for name, expected in manifest.files.items():
+                with (self.path(package) / name).open("rb") as stream:
+                    if _digest(stream) != expected:
+                        return f"{name} does not have the hash that the manifest names"
+        except (AgentError, OSError) as error:
+            return str(error)
+        return ""
 
     def keep_only(self, package: bytes) -> None:
         """Remove all other packages."""

@@ -16,6 +16,7 @@ from protocol.errors import ProtocolError
 from protocol.input_schema import DEVICE, DEVICE_MEAN
 from protocol.normalisation import Moments, Statistics
 from protocol.package import Manifest
+from runtime import whole_files
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class DeviceStatistics:
     def _write(self, found: Statistics) -> None:
         partial = self._path.with_suffix(".partial")
         partial.write_text(json.dumps(asdict(found)), "utf-8")
-        partial.replace(self._path)
+        whole_files.rename(partial, self._path)
         self.current = found
 
     def _load(self) -> None:

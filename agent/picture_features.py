@@ -23,6 +23,7 @@ from agent.inventory import Inventory, fingerprint
 from agent.replay import ReplayBuffer
 from agent.sources import Listing, Source
 from protocol.package import Manifest
+from runtime import whole_files
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +176,7 @@ class PictureFeatures:
         with partial.open("wb") as file:
             np.save(file, rows)
         path = partial.with_suffix(".npy")
-        partial.replace(path)
+        whole_files.rename(partial, path)
         self._blocks[path] = _keys(rows)
 
     def _places(self) -> dict[bytes, tuple[Path, int]]:

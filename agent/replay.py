@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from agent.dataset import Labelled
 from agent.engine import Floats
+from runtime import whole_files
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class ReplayBuffer:
             labels=self.labels,
             offered=np.array(sorted(self._offered.items()), np.int64).reshape(-1, 2),
         )
-        partial.replace(self._path)
+        whole_files.rename(partial, self._path)
 
     def _load(self) -> None:
         try:

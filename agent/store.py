@@ -201,6 +201,19 @@ class Store:
             self._put_adapters({"local": initial, "local_full": initial, "initial": initial})
             self._set("choice", b"backbone")
 
+    def forget_package(self) -> None:
+        """Commit that the installed package is gone: it is to be fetched, and the release taken, again.
+
+        Nothing older than these is taken for it.
+        """
+        state = self.state()
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._set("version", max(0, state.version - 1))
+            self._set("package", b"")
+            self._set("release", max(-1, state.release - 1))
+            self._set("base", b"")
+
     def receive(self, adapter: Floats) -> None:
         """Commit the adapter of a release, checked: the next one's difference starts from it."""
         with self._db:

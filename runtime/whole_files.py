@@ -33,6 +33,34 @@ def write(path: Path, data: bytes, mode: int) -> None:
     sync(path.parent)
 
 
+def rename(partial: Path, target: Path) -> None:
+    """Give a file that was written its name, and replace one that has it.
+
+    Without the sync a power cut leaves the name with nothing, or with zeros, behind it.
+
+    Raises:
+        OSError: there is no such file, or it cannot be written.
+    """
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(target)
+    sync(target.parent)
+
+
+def rename_folder(partial: Path, target: Path) -> None:
+    """Give a folder of files, none of them in a folder below, its name, which nothing has.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    for path in partial.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync(partial)
+    partial.replace(target)
+    sync(target.parent)
+
+
 def own_as(directory: Path, target: int | Path) -> None:
     """As root: give a file or folder to the owner of `directory`, whose program is to read it."""
     if os.geteuid() == 0:

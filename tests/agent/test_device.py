@@ -16,6 +16,7 @@ import pytest
 from agent import ensemble
 from agent.config import AgentConfig, LimitsConfig, SourceConfig
 from agent.device import DeviceAgent
+from agent.installation import MANIFEST_FILE
 from agent.keyring import Keyring
 from agent.outbox import RESEND_SECONDS
 from agent.reporting import REPEAT_SECONDS
@@ -40,6 +41,7 @@ from protocol.messages import (
     sign_message,
     verify_message,
 )
+from protocol.package import ADAPTER
 from protocol.quantisation import Quantised, dequantise, dither_seed, to_float
 from protocol.release_coding import adapter_sha256, encode_keyframe
 from protocol.signing import PrivateKey
@@ -346,6 +348,39 @@ def test_a_download_goes_on_after_a_restart(device: Device) -> None:
     device.announce()
     [request] = device.said(ChunkRequest, "get")
     assert request.indices == (0, 2)
+
+
+@pytest.mark.parametrize("damage", ["the manifest is empty", "a member has another byte", "a member is gone"])
+def test_a_package_that_a_power_cut_damaged_is_fetched_anew(trained: Device, damage: str) -> None:
+    """As whoever was never in the federation, but for what must not be taken twice or go back."""
+    trained.announce(version=2)
+    trained.open_round(4, trained.release(3, level=0.5))
+    [update] = trained.said(Update, "update")
+    before = trained.store.state()
+    [folder] = (trained.folder / "state" / "packages").iterdir()
+    victim = folder / (MANIFEST_FILE if damage == "the manifest is empty" else ADAPTER)
+    if damage == "the manifest is empty":
+        victim.write_bytes(b"")
+    elif damage == "a member is gone":
+        victim.unlink()
+    else:
+        content = bytearray(victim.read_bytes())
+        content[-1] ^= 1
+        victim.write_bytes(content)
+    trained.restart()
+    trained.said(Update, "update")
+    trained.announce(version=1)
+    assert trained.said(ChunkRequest, "get") == []  # what is older is refused as before
+    trained.announce(version=2)
+    trained.serve_chunks()
+    trained.release(2, level=0.75)
+    assert trained.store.state().release == 2  # the one held is to come again: no older one
+    trained.open_round(4, trained.release(3, level=0.5))
+    after = trained.store.state()
+    assert (after.package, after.version, after.release) == (before.package, before.version, 3)
+    assert [again.round for again in trained.said(Update, "update") if again != update] == []
+    trained.open_round(5, trained.release(4, level=0.6))
+    assert [made.round for made in trained.said(Update, "update")][-1:] == [5]
 
 
 def test_chunks_that_do_not_come_are_asked_for_again(device: Device) -> None:

@@ -217,6 +217,21 @@ def test_what_a_crash_left_half_written_is_computed_again(device: Device) -> Non
     assert not (table.parent / "left.partial.npy").exists()
 
 
+@pytest.mark.parametrize("victim", [".table.npy", ".npy"])
+@pytest.mark.parametrize("left", ["nothing", "half", "garbage"])
+def test_features_that_a_power_cut_damaged_are_computed_anew(device: Device, victim: str, left: str) -> None:
+    device.record("a.csv", two_levels(3))
+    before = device.collect().labelled
+    [table] = device.cache.rglob("*.table.npy")
+    path = table if victim == ".table.npy" else table.with_name(table.name.replace(".table", ""))
+    content = path.read_bytes()
+    path.write_bytes({"nothing": b"", "half": content[: len(content) // 2], "garbage": b"x" * 200}[left])
+    after = device.collect().labelled
+    assert device.engine.windows_seen == len(after)
+    np.testing.assert_array_equal(after.features, before.features)
+    np.testing.assert_array_equal(after.labels, before.labels)
+
+
 def test_a_replay_shows_only_windows_that_are_complete(device: Device) -> None:
     device.record("a.csv", two_levels(3))
     device.source = Source(SourceConfig(str(device.spool), "replay"), device.clock)

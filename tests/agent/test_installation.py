@@ -161,10 +161,10 @@ def test_only_the_running_package_stays(installation: Installation, tmp_path: Pa
 
 
 def test_a_package_that_is_gone_or_damaged_says_what_to_do(installation: Installation) -> None:
-    with pytest.raises(AgentError, match="remove the state directory"):
+    with pytest.raises(AgentError, match="start the agent, which fetches it anew"):
         installation.manifest(ARTIFACT.sha256)
     write(installation, PACKAGE, ARTIFACT)
     installation.install(ARTIFACT)
     (installation.path(ARTIFACT.sha256) / "manifest.cbor").write_bytes(b"\xff")
-    with pytest.raises(AgentError, match="remove the state directory"):
+    with pytest.raises(AgentError, match="start the agent, which fetches it anew"):
         installation.manifest(ARTIFACT.sha256)
