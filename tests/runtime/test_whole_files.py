@@ -19,7 +19,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     sync, rename = os.fsync, Path.replace
 
     def fsync(descriptor: int) -> None:
-        asked.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        asked.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
         sync(descriptor)
 
     def replace(self: Path, target: Path) -> Path:
