@@ -141,7 +141,7 @@ class Machine:
     def chosen_slot(self, seconds: float = 300.0) -> str:
         """Wait for the boot loader; returns the slot that it chose."""
         # The screen and the serial line say it both; what follows the second one is the kernel's.
-        return self.expect(r"graftwork: slot ([AB]) [^\n]*\n", seconds)[1]
+        return self.expect(r"graftwork: slot ([AB]) \(primary [^\n]*\n", seconds)[1]
 
     def send(self, line: str) -> None:
         """Type a line."""
