@@ -40,8 +40,7 @@ class ServerKeys:
 
         Raises:
             SetupError: a file cannot be read or written, holds something else, or is not the key that the
-            root
-                names.
+                root names.
         """
         following = directory / NEXT_SIGNING_FILE
         if root and following.exists() and read(following).public in root.server_keys:

@@ -1,6 +1,5 @@
 """What the federation did: packages, rounds, the journal of updates, releases."""
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from protocol.release_coding import adapter_sha256
 from protocol.signing import PublicKey
+from runtime import whole_files
 from server import tables, withdrawals
 from server.database import Database, next_number
 from server.errors import ServerError
@@ -58,13 +58,7 @@ class Ledger:
         back to the package.
         """
         newest = self.newest_package()
-        path = self.package_path(sha256)
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        whole_files.write(self.package_path(sha256), data, whole_files.PUBLIC)
         if newest and newest.sha256 == sha256:
             return newest.version
         with self._database.only_writer() as connection:
