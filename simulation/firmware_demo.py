@@ -37,7 +37,9 @@ def run(directory: Path, console: Console) -> dict[str, Any]:
     recordings = {f"spool/{path.name}": path for path in site.recordings()}
     stick = make_stick(directory / "stick.img", {**recordings, **bundles})
     joined = (directory / "joined").resolve()
-    joined.unlink(missing_ok=True)
+    healthy = joined.with_name("healthy")
+    for mark in (joined, healthy):
+        mark.unlink(missing_ok=True)
     words: list[str] = []
 
     def tell(text: str) -> None:
@@ -52,10 +54,12 @@ def run(directory: Path, console: Console) -> dict[str, Any]:
             if row["firmware"] and (not words or words[-1] != word):
                 words.append(word)
                 tell(f"{DEVICE} {word}")
+                if word == f"healthy {BETTER}":
+                    healthy.touch()
 
     with site:
         site.boot(
-            _steps(joined), stick, watch,
+            _steps(joined, healthy), stick, watch,
             lambda line: console.print(line[:110], highlight=False, markup=False),
         )  # fmt: skip
     with contextlib.closing(site.store()) as store:
@@ -78,8 +82,11 @@ def _rounds(store: Store) -> int:
     return sum(row["outcome"] == "released" and bool(row["counted"]) for row in store.rounds())
 
 
-def _steps(joined: Path) -> list[Step]:
-    """What happens to the device: it joins, is updated, and goes back from a broken version by itself."""
+def _steps(joined: Path, healthy: Path) -> list[Step]:
+    """What happens to the device: it joins, is updated, and goes back from a broken version by itself.
+
+    It goes on once the server knows: a device says what it is, not what it was meanwhile.
+    """
     update = f"graftwork-firmware device update --no-reboot {ON_STICK}"
     return [
         {"boot": "A"},
@@ -91,6 +98,7 @@ def _steps(joined: Path) -> list[Step]:
         {"run": f"{update}/{BETTER}.raucb"},
         {"reboot": "B"},
         {"run": "graftwork-firmware device status", "contains": f"healthy {BETTER}"},
+        {"host": f"until [ -e '{healthy}' ]; do sleep 1; done", "seconds": 300.0},
         {"run": f"{MOUNT_STICK} && {update}/{BROKEN}.raucb"},
         {"send": "systemctl reboot"},
         {"loader": "A"},
