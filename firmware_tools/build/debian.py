@@ -56,6 +56,7 @@ def debian_step(spec: TargetSpec) -> Step:
         (
             (
                 "mmdebstrap", "--quiet", "--variant=minbase", f"--architectures={spec.architecture}",
+                "--skip=output/dev",  # which nobody but root could unpack again
                 f"--include={include}",
                 '--aptopt=APT::Install-Recommends "false"', '--aptopt=Acquire::Languages "none"',
                 "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
