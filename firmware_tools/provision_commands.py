@@ -2,7 +2,6 @@
 
 import argparse
 import csv
-import hashlib
 import json
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 from firmware_tools import seed as seeds
 from firmware_tools import seed_image
+from firmware_tools.build.plan import file_sha256
 from firmware_tools.errors import FirmwareError
 from firmware_tools.ledger import COLUMNS, Ledger, parse_keys
 from firmware_tools.ledger_schema import ENROLLED, PROVISIONED, STATUSES
@@ -255,7 +255,7 @@ def _record(options: argparse.Namespace) -> None:
             key = PublicKey.from_hex(options.public_key) if options.public_key else None
         except SignatureError as error:
             raise FirmwareError(f"--public-key: {error}") from error
-        image = _sha256(options.image) if options.image else None
+        image = file_sha256(options.image) if options.image else None
         ledger.record(
             options.serial,
             time.time(),
@@ -265,11 +265,3 @@ def _record(options: argparse.Namespace) -> None:
             medium=options.medium,
         )
     print(f"noted {options.serial}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tuf.api.metadata import Metadata, MetaFile, Role, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from firmware_tools import release_files
+from firmware_tools.build.plan import file_sha256
 from firmware_tools.errors import FirmwareError
 from firmware_tools.release_index import (
     FLOORS,
@@ -123,7 +124,7 @@ class Publisher:
             FirmwareError: the version is there with other bytes, too low, or it cannot be signed.
         """
         name = f"{check_compatible(facts.compatible)}-{facts.version}.raucb"
-        found = release_files.digest(bundle)
+        found = file_sha256(bundle)
         release = Release(name, facts.compatible, facts.version, bundle.stat().st_size, found)
         newest, floor = self.index.newest(facts.compatible), self.index.floors.get(facts.compatible, "")
         if release in self.index.releases:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +39,7 @@ from firmware_tools.release_index import (
     signed_at,
     written,
 )
+from runtime import whole_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,18 +126,17 @@ class ReleaseClient:
         target = TargetFile(release.length, {"sha256": release.sha256}, release.name)
         partial = path.with_name(f".{path.name}.part")
         try:
-            with self._in_words(release.name), partial.open("wb+") as file:
-                received = 0
-                for piece in self._fetcher.fetch(f"{self._source}/{BUNDLES}/{release.file_name}"):
-                    received += len(piece)
-                    if received > release.length:
-                        raise DownloadLengthMismatchError(f"more than {release.length} bytes")
-                    file.write(piece)
-                file.seek(0)
-                target.verify_length_and_hashes(file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
+            with self._in_words(release.name):
+                with partial.open("wb+") as file:
+                    received = 0
+                    for piece in self._fetcher.fetch(f"{self._source}/{BUNDLES}/{release.file_name}"):
+                        received += len(piece)
+                        if received > release.length:
+                            raise DownloadLengthMismatchError(f"more than {release.length} bytes")
+                        file.write(piece)
+                    file.seek(0)
+                    target.verify_length_and_hashes(file)
+                whole_files.rename(partial, path)
         finally:
             partial.unlink(missing_ok=True)
 

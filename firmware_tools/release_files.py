@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
+from firmware_tools.build.plan import file_sha256
 from firmware_tools.errors import FirmwareError
 from firmware_tools.release_index import BUNDLES, METADATA, Release, check_root
 from runtime import whole_files
@@ -115,27 +115,15 @@ def copy_bundle(folder: Path, bundle: Path, release: Release) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             shutil.copyfile(bundle, partial)
-            if digest(partial) != release.sha256:
+            if file_sha256(partial) != release.sha256:
                 raise FirmwareError(f"{bundle} changed while it was added; nothing was added")
-            with partial.open("rb+") as file:
-                os.fsync(file.fileno())
             partial.chmod(whole_files.PUBLIC)
-            partial.replace(target)
+            whole_files.rename(partial, target)
         finally:
             with contextlib.suppress(OSError):
                 partial.unlink()
-        whole_files.sync(target.parent)
     except OSError as error:
         raise FirmwareError(f"{error.filename or target}: {error.strerror}") from error
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        found = hashlib.sha256()
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
 
 
 def _newest_root(folder: Path, root: Metadata[Root]) -> Metadata[Root]:

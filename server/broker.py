@@ -144,15 +144,6 @@ class BrokerSupervisor:
         ports = ", ".join(map(str, missing))
         raise ServerError(f"{self.kind} did not start on port {ports}; its output is in {self._directory}")
 
-    def restart(self) -> None:
-        """End a running broker in good order and start it again: it reads all its files anew.
-
-        Raises:
-            ServerError: it does not start.
-        """
-        self.stop()
-        self.start()
-
     def stop(self) -> None:
         """End the broker in good order, by force if it does not."""
         self._end(signal.SIGTERM)

@@ -21,7 +21,7 @@ from firmware_tools.build.plan import Step
 from firmware_tools.build.root_formats import SQUASHFS
 from firmware_tools.build.spec import MIB, TargetSpec
 from firmware_tools.build.tar_merge import MOMENT, Entry
-from firmware_tools.build.ways.way import SlotDevice
+from firmware_tools.build.ways.way import SlotDevice, raw_slots
 from firmware_tools.device.boot_environment import BootEnvironment, factory_files
 from firmware_tools.errors import FirmwareError
 
@@ -84,11 +84,7 @@ class GrubEfi:
 
     def slots(self, spec: TargetSpec) -> Mapping[str, SlotDevice]:
         """By the identifiers of the partitions."""
-        layout = lay_out(spec, self.partitions(spec))
-        return {
-            slot: SlotDevice(f"/dev/disk/by-partuuid/{layout[name].uuid}", "raw")
-            for slot, name in SLOTS.items()
-        }
+        return raw_slots(lay_out(spec, self.partitions(spec)))
 
     def files(self, _spec: TargetSpec) -> dict[str, Entry]:
         """None: the overlay is written for this way."""

@@ -19,7 +19,7 @@ from firmware_tools.build.plan import Step
 from firmware_tools.build.root_formats import SQUASHFS
 from firmware_tools.build.spec import MIB, TargetSpec
 from firmware_tools.build.tar_merge import MOMENT, Entry, folder_layer, tar_layer, write_layer
-from firmware_tools.build.ways.way import NOT_RUN, SlotDevice
+from firmware_tools.build.ways.way import NOT_RUN, SlotDevice, raw_slots
 from firmware_tools.device.tryboot import AUTOBOOT, BOOT_FILES, Autoboot, boot_name, decode
 from firmware_tools.errors import FirmwareError
 
@@ -73,11 +73,7 @@ class RaspberryPi:
 
     def slots(self, spec: TargetSpec) -> Mapping[str, SlotDevice]:
         """By the identifiers of the partitions."""
-        layout = lay_out(spec, self.partitions(spec))
-        return {
-            slot: SlotDevice(f"/dev/disk/by-partuuid/{layout[name].uuid}", "raw")
-            for slot, name in SLOTS.items()
-        }
+        return raw_slots(lay_out(spec, self.partitions(spec)))
 
     def files(self, _spec: TargetSpec) -> dict[str, Entry]:
         """Mounts autoboot.txt in the place of the boot environment."""

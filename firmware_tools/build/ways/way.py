@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from firmware_tools.build.partitions import Wanted
+from firmware_tools.build.partitions import SLOTS, Layout, Wanted
 from firmware_tools.build.plan import Step
 from firmware_tools.build.root_formats import RootFormat
 from firmware_tools.build.spec import TargetSpec
@@ -23,6 +23,13 @@ class SlotDevice:
     device: str
     type: str
     """Of RAUC: raw, ext4."""
+
+
+def raw_slots(layout: Layout) -> dict[str, SlotDevice]:
+    """Slots that are partitions of ours, by the partitions' identifiers."""
+    return {
+        slot: SlotDevice(f"/dev/disk/by-partuuid/{layout[name].uuid}", "raw") for slot, name in SLOTS.items()
+    }
 
 
 class WayToBoot(Protocol):
