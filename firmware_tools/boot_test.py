@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firmware_tools.errors import FirmwareError
-from firmware_tools.machine import Machine
+from firmware_tools.machine import Answer, Machine
 from runtime import configuration
 from runtime.errors import SetupError
 
@@ -100,12 +100,7 @@ def play(machine: Machine, script: Script, say: Callable[[str], None]) -> None:
     for number, step in enumerate(script.step, start=1):
         say(f"{number}. {step.text}")
         if step.run is not None:
-            answer = machine.command(step.run, step.seconds)
-            if answer.status != step.status or step.contains not in answer.output:
-                raise FirmwareError(
-                    f"step {number}, {step.run!r}: expected status {step.status} and {step.contains!r}, got "
-                    f"status {answer.status} and:\n{answer.output}"
-                )
+            _check(step, number, machine.command(step.run, step.seconds))
         elif step.host is not None:
             _outside(step, number)
         elif step.cut_power:
@@ -125,10 +120,14 @@ def _outside(step: Step, number: int) -> None:
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise FirmwareError(f"step {number}, {step.host!r}: did not end within {step.seconds:g} s") from error
-    if result.returncode != step.status or step.contains not in result.stdout:
+    _check(step, number, Answer(result.returncode, result.stdout), result.stderr)
+
+
+def _check(step: Step, number: int, answer: Answer, errors: str = "") -> None:
+    if answer.status != step.status or step.contains not in answer.output:
         raise FirmwareError(
-            f"step {number}, {step.host!r}: expected status {step.status} and {step.contains!r}, got status "
-            f"{result.returncode} and:\n{result.stdout}{result.stderr}"
+            f"step {number}, {step.run or step.host!r}: expected status {step.status} and {step.contains!r}, "
+            f"got status {answer.status} and:\n{answer.output}{errors}"
         )
 
 
